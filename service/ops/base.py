@@ -1,0 +1,233 @@
+"""What an operator is: a frozen value with parameters, a forward and a backward; and how operators chain.
+
+Nothing here, nor in any module of this package, imports torch when it is imported: a client without
+torch can name operators, print and parse them. The functions that do arithmetic import it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+
+from service.dtypes import DType
+from service.errors import ChainTooLong
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_CHAIN_LENGTH = 32
+RESERVED_NAMES = frozenset({"x", "y", "grad_output", "inf", "nan"})
+TENSOR_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+
+
+def tensor_name(name: str) -> str:
+    """`name`, when a tensor may be called so; else `ValueError`."""
+    if not TENSOR_NAME.fullmatch(name) or name in RESERVED_NAMES:
+        raise ValueError(f"{name!r} cannot name a tensor")
+    return name
+
+
+class Gradients(NamedTuple):
+    """The gradient with respect to `x`, and one term for each use of a named tensor, in chain order."""
+
+    grad_x: Tensor
+    terms: tuple[tuple[str, Tensor], ...] = ()
+
+    def by_name(self) -> dict[str, Tensor]:
+        """One gradient for each named tensor: its terms added left to right, in their dtype."""
+        totals: dict[str, Tensor] = {}
+        for name, term in self.terms:
+            totals[name] = totals[name] + term if name in totals else term
+        return totals
+
+
+class Expression:
+    """An operator or a chain of operators; what both can do.
+
+    Two expressions are equal when they print the same: `-0.0` and `0.0` are different bounds, because
+    they give different bits.
+    """
+
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        """The operators, in the order in which they are applied."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None) -> Tensor:
+        """`y`, of x's dtype and shape, written into `out` where it is given (`out` may be `x`)."""
+        raise NotImplementedError
+
+    def backward(
+        self, x: Tensor | None, grad_output: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None
+    ) -> Gradients:
+        """The gradients; `out` (which may be `grad_output`) may be used for `grad_x`.
+
+        `x` may be None where `backward_reads_x` is false. An identity returns `grad_output` itself.
+        """
+        raise NotImplementedError
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether each element of `y` depends on the same element of `x` alone."""
+        return all(operator.is_elementwise for operator in self.operators)
+
+    @property
+    def backward_reads_x(self) -> bool:
+        """Whether the gradients depend on `x`."""
+        return any(operator.reads_x for operator in self.operators)
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """The names of the tensors that travel with a call, each once, in the order of the chain."""
+        return tuple(dict.fromkeys(name for operator in self.operators for name in operator.own_tensor_names))
+
+    def check(self, dtype: DType) -> None:
+        """Raise `ParameterDoesNotFit` when a parameter cannot be represented in this dtype."""
+        for operator in self.operators:
+            operator.check_dtype(dtype)
+
+    def __or__(self, other: Expression) -> Chain:
+        if not isinstance(other, Expression):
+            return NotImplemented
+        return Chain((*self.operators, *other.operators))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.operators)
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other) if isinstance(other, Expression) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+class Operator(Expression, BaseModel):
+    """One operator. A subclass is its parameters (fields), its mathematics and its documentation.
+
+    The docstring is read by the catalogue: its first line, the paragraph that starts with `y =`, the
+    one that starts with `grad_x =`, and the one that starts with `Sources:`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: ClassVar[str]
+    is_elementwise: ClassVar[bool] = True
+
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        """An operator is a chain of one."""
+        return (self,)
+
+    @property
+    def reads_x(self) -> bool:
+        """Whether this operator's backward reads its own input."""
+        return False
+
+    @property
+    def own_tensor_names(self) -> tuple[str, ...]:
+        """The tensors this operator names, in the order of its parameters."""
+        return tuple(value for name in self.parameters() if isinstance(value := getattr(self, name), str))
+
+    def check_dtype(self, dtype: DType) -> None:
+        """Raise `ParameterDoesNotFit` when a parameter cannot be represented in this dtype."""
+
+    @classmethod
+    def parameters(cls) -> dict[str, FieldInfo]:
+        """The parameters by name, in their order."""
+        return cls.model_fields
+
+    def __str__(self) -> str:
+        inner = ", ".join(f"{name}={format_value(getattr(self, name))}" for name in self.parameters())
+        return f"{self.name}({inner})"
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.parameters())
+        return f"{type(self).__name__}({inner})"
+
+    # pydantic gives a model an __eq__, a __hash__ and an __iter__ of its own.
+    __eq__ = Expression.__eq__
+    __hash__ = Expression.__hash__
+    __iter__ = Expression.__iter__  # type: ignore[assignment]
+
+
+class Chain(Expression):
+    """Operators applied left to right; its gradient is the chain rule over theirs."""
+
+    __slots__ = ("_operators",)
+
+    def __init__(self, operators: Iterable[Operator]) -> None:
+        self._operators = tuple(operators)
+        if not 1 <= len(self._operators) <= MAX_CHAIN_LENGTH:
+            raise ChainTooLong(f"a chain has 1 to {MAX_CHAIN_LENGTH} operators, this one has {len(self._operators)}")
+
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        """The operators, in the order in which they are applied."""
+        return self._operators
+
+    def forward(self, x: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None) -> Tensor:
+        """Apply every operator in turn; after the first, in place."""
+        first, *rest = self._operators
+        y = first.forward(x, tensors, out=out)
+        for operator in rest:
+            y = operator.forward(y, tensors, out=y)
+        return y
+
+    def backward(
+        self, x: Tensor | None, grad_output: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None
+    ) -> Gradients:
+        """The chain rule, from the last operator to the first.
+
+        Only the inputs that a backward reads are computed, and nothing after the last of them.
+        """
+        inputs = self._inputs_that_are_read(x, tensors)
+        gradient = grad_output
+        terms: tuple[tuple[str, Tensor], ...] = ()
+        for index in reversed(range(len(self._operators))):
+            step = self._operators[index].backward(inputs.get(index), gradient, tensors, out=out)
+            gradient, terms = step.grad_x, (*step.terms, *terms)
+        return Gradients(gradient, terms)
+
+    def _inputs_that_are_read(self, x: Tensor | None, tensors: Mapping[str, Tensor] | None) -> dict[int, Tensor]:
+        read = [index for index, operator in enumerate(self._operators) if operator.reads_x]
+        if not read:
+            return {}
+        if x is None:
+            raise ValueError(f"the gradient of {self} depends on x")
+        values = accumulate(self._operators[: read[-1]], lambda value, operator: operator.forward(value, tensors), initial=x)
+        return {index: value for index, value in enumerate(values) if index in read}
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self._operators))
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self._operators))
+
+
+REGISTRY: dict[str, type[Operator]] = {}
+AnyOperator = TypeVar("AnyOperator", bound=type[Operator])
+
+
+def register(cls: AnyOperator) -> AnyOperator:
+    """Make the operator known to the parser, the catalogue, the server and the command line."""
+    if cls.name in REGISTRY:
+        raise ValueError(f"two operators are called {cls.name!r}")
+    REGISTRY[cls.name] = cls
+    return cls
+
+
+def format_value(value: float | int | str) -> str:
+    """A parameter's value as the expression syntax writes it: shortest digits that read back the same."""
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def bounds(field: FieldInfo) -> dict[str, float]:
+    """The bounds of a parameter in the words of JSON Schema."""
+    words = {Ge: ("minimum", "ge"), Gt: ("exclusiveMinimum", "gt"), Le: ("maximum", "le")}
+    return {words[type(m)][0]: getattr(m, words[type(m)][1]) for m in field.metadata if type(m) in words}

@@ -1,0 +1,90 @@
+"""Rounding to integers with a straight-through gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from service.ops.base import Gradients, Operator, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _StraightThrough(Operator):
+    """Family of the operators whose gradient is `grad_output` itself."""
+
+    def backward(
+        self, x: Tensor | None, grad_output: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None
+    ) -> Gradients:
+        """`grad_output`, not copied."""
+        return Gradients(grad_output)
+
+
+@register
+class Round(_StraightThrough):
+    """Round to the nearest integer, ties to even.
+
+    y = round(x)
+
+    grad_x = grad_output
+
+    Shapes: x, y, grad_output and grad_x are all (*), any rank; y keeps x's dtype.
+    NaN, infinities and signed zeros stay; -0.5 gives -0.0.
+
+    Sources: Bengio et al. 2013, arXiv:1308.3432; spikingjelly.activation_based.quantize.round
+    """
+
+    name: ClassVar[str] = "round"
+
+    def forward(self, x: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None) -> Tensor:
+        """`round(x)`."""
+        import torch
+
+        return torch.round(x, out=out)
+
+
+@register
+class Ceil(_StraightThrough):
+    """Round up to an integer.
+
+    y = ceil(x)
+
+    grad_x = grad_output
+
+    Shapes: x, y, grad_output and grad_x are all (*), any rank; y keeps x's dtype.
+    NaN, infinities and signed zeros stay; -0.5 gives -0.0.
+
+    Sources: Bengio et al. 2013, arXiv:1308.3432; spikingjelly.activation_based.quantize.ceil
+    """
+
+    name: ClassVar[str] = "ceil"
+
+    def forward(self, x: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None) -> Tensor:
+        """`ceil(x)`."""
+        import torch
+
+        return torch.ceil(x, out=out)
+
+
+@register
+class Floor(_StraightThrough):
+    """Round down to an integer.
+
+    y = floor(x)
+
+    grad_x = grad_output
+
+    Shapes: x, y, grad_output and grad_x are all (*), any rank; y keeps x's dtype.
+    NaN, infinities and signed zeros stay.
+
+    Sources: Bengio et al. 2013, arXiv:1308.3432; spikingjelly.activation_based.quantize.floor
+    """
+
+    name: ClassVar[str] = "floor"
+
+    def forward(self, x: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None) -> Tensor:
+        """`floor(x)`."""
+        import torch
+
+        return torch.floor(x, out=out)

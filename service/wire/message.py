@@ -1,0 +1,51 @@
+"""What the codecs read and write: tensors as described bytes, single, in a list or by name.
+
+A message maps the names of the contract (`x`, `grad_output`, `y`, `grad_x`, and those of tensor
+parameters) to bundles. Elements never become Python objects here; neither NumPy nor torch is needed
+to hold a tensor, so that server and client share the codecs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from service.dtypes import DType
+
+# How a tensor is written: as the contract's own map, as msgpack-numpy's map, or as nested JSON lists.
+Style = Literal["plain", "msgpack_numpy", "nested"]
+
+
+@dataclass(frozen=True, slots=True)
+class WireTensor:
+    """A tensor as bytes: little-endian, in C order, or in Fortran order where `fortran` says so."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    data: memoryview
+    fortran: bool = False
+    style: Style = "plain"
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One tensor (`single`), several in a list, or several by name (`names`, one for each)."""
+
+    tensors: tuple[WireTensor, ...]
+    names: tuple[str, ...] | None = None
+    single: bool = False
+
+    @classmethod
+    def of(cls, tensor: WireTensor) -> Bundle:
+        """The bundle of one tensor."""
+        return cls((tensor,), single=True)
+
+
+Message = Mapping[str, Bundle]
