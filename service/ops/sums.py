@@ -29,7 +29,8 @@ def sum_to_shape(x: Tensor, shape: Sequence[int]) -> Tensor:
     accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows = x.permute((*kept, *summed)).to(accumulator).reshape(*kept_shape, -1) if x.numel() else None
     total = x.new_zeros(kept_shape) if rows is None else _pairwise(rows).to(x.dtype)
-    return total.reshape(tuple(shape))
+    # Where nothing was summed this would be a view of x, which the caller may overwrite next.
+    return (total if summed else total.clone()).reshape(tuple(shape))
 
 
 def total(x: Tensor) -> Tensor:
