@@ -7,17 +7,29 @@ stays float32, and fmax turns the -0.0 that meets a bound of 0 into +0.0. These 
 
 from __future__ import annotations
 
+from ctypes import c_float
+from numbers import Real
 from typing import TYPE_CHECKING
+
+from service.dtypes import DType
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def fits(value: float, dtype: DType) -> bool:
+    """Whether `value` stays finite as PyTorch rounds it: to float32 on its way to float16 and bfloat16.
+
+    Rounded twice, a number just below the middle between the dtype's maximum and infinity is infinite.
+    """
+    return dtype.holds(value if dtype.name == "float64" else c_float(value).value)
 
 
 def rounded(value: float | Tensor, x: Tensor) -> float | Tensor:
     """`value` as x's dtype holds it, when it is a number and x is floating; else as it is."""
     import torch
 
-    if isinstance(value, (int, float)) and x.is_floating_point():
+    if isinstance(value, Real) and x.is_floating_point():
         return torch.tensor(value, dtype=x.dtype).item()
     return value
 
@@ -26,7 +38,7 @@ def divide(x: Tensor, divisor: float | Tensor, out: Tensor | None = None) -> Ten
     """`x / divisor` by true division; a number next to float16 or bfloat16 is kept as float32."""
     import torch
 
-    if x.device.type == "cpu" or not isinstance(divisor, (int, float)):
+    if x.device.type == "cpu" or not isinstance(divisor, Real):
         return torch.div(x, divisor, out=out)
     if x.dtype in (torch.float16, torch.bfloat16):
         quotient = x.float() / torch.full((), divisor, dtype=torch.float32, device=x.device)
@@ -39,12 +51,17 @@ def between(x: Tensor, min_value: float, max_value: float, out: Tensor | None = 
     """`min(max(x, min_value), max_value)`; NaN stays NaN, and a zero at a bound keeps its sign."""
     import torch
 
-    if x.device.type == "cpu" or not (isinstance(min_value, (int, float)) and isinstance(max_value, (int, float))):
+    if x.device.type == "cpu" or not (_is_ordered(min_value) and _is_ordered(max_value)):
         return torch.clamp(x, min_value, max_value, out=out)
     low, high = rounded(min_value, x), rounded(max_value, x)
     y = torch.where(x < low, low, x)
     y = torch.where(y > high, high, y)
     return y if out is None else out.copy_(y)
+
+
+def _is_ordered(bound: object) -> bool:
+    """Whether a bound is a number and not NaN, which `torch.clamp` spreads over all of y."""
+    return isinstance(bound, Real) and bound == bound
 
 
 def inside(x: Tensor, min_value: float, max_value: float) -> Tensor:

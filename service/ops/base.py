@@ -54,6 +54,8 @@ class Expression:
     they give different bits.
     """
 
+    __slots__ = ()
+
     @property
     def operators(self) -> tuple[Operator, ...]:
         """The operators, in the order in which they are applied."""

@@ -51,3 +51,13 @@ def _describe_parameter(cls: type[Operator], name: str) -> dict[str, Any]:
         "description": field.description,
         **bounds(field),
     }
+
+
+_EXAMPLE_VALUES = {"min_value": "0", "max_value": "1", "step": "0.25", "k": "4", "w": "0.5", "b": "-1"}
+
+
+def example(name: str) -> str:
+    """An expression of this operator with a value for each parameter that needs one."""
+    cls = REGISTRY[name]
+    inner = ", ".join(f"{key}={_EXAMPLE_VALUES[key]}" for key, field in cls.parameters().items() if field.is_required())
+    return f"{name}({inner})"

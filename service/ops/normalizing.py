@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def clamp_by_linear(x: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    """`(x - x_min) / (x_max - x_min)`, with `x_max` moved up by `eps`."""
+    import torch
+
+    x_min, span = _x_min_and_span(x, eps)
+    return torch.div(torch.sub(x, x_min, out=out), span, out=out)
+
+
 @register
 class ClampByLinear(Operator):
     """Map a tensor linearly to [0, 1], from its least to its greatest element.
@@ -42,17 +50,14 @@ class ClampByLinear(Operator):
 
     def check_dtype(self, dtype: DType) -> None:
         """`eps` must stay finite in the dtype, where it is added."""
-        if not dtype.holds(self.eps):
+        if not arithmetic.fits(self.eps, dtype):
             raise ParameterDoesNotFit(
                 f"'eps' of 'clamp_by_linear' is {self.eps!r}, which is infinite in {dtype.name}; allowed: 0 to {dtype.max!r}"
             )
 
     def forward(self, x: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None) -> Tensor:
         """`(x - x_min) / (x_max - x_min)`."""
-        import torch
-
-        x_min, span = _x_min_and_span(x, self.eps)
-        return torch.div(torch.sub(x, x_min, out=out), span, out=out)
+        return clamp_by_linear(x, self.eps, out=out)
 
     def backward(
         self, x: Tensor | None, grad_output: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None

@@ -19,11 +19,14 @@ def sum_to_shape(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Sum `x` over the dimensions along which `shape` was broadcast to x's shape; the result has `shape`.
 
     The elements of each sum are taken in C order of the summed dimensions. No element sums to 0.
+    The result never shares memory with `x`, which may be overwritten afterwards.
     """
     import torch
 
     padded = (1,) * (x.dim() - len(shape)) + tuple(shape)
     summed = [axis for axis, size in enumerate(padded) if size == 1 and x.shape[axis] != 1]
+    if not summed:
+        return x.reshape(tuple(shape)).clone()
     kept = [axis for axis in range(x.dim()) if axis not in summed]
     kept_shape = [x.shape[axis] for axis in kept]
     accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -118,7 +118,8 @@ def _number_or_name(value: Any) -> float | str:
     """A finite number, or the name of a tensor that travels with the call."""
     if isinstance(value, str):
         return tensor_name(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(float(value)) < float("inf"):
+    # An int may be too large for float(); comparing it with the largest float is exact.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= DTYPES["float64"].max:
         raise ValueError(f"{value!r} is neither a finite number nor the name of a tensor")
     return float(value)
 
@@ -190,11 +191,11 @@ def _value(parameter: float | str, tensors: Mapping[str, Tensor] | None) -> Any:
     return tensors[parameter]
 
 
-def _check_number(parameter: str, operator: Operator, value: float, arithmetic: DType, dtype: DType) -> None:
-    if not arithmetic.holds(value):
+def _check_number(parameter: str, operator: Operator, value: float, entered: DType, dtype: DType) -> None:
+    if not arithmetic.fits(value, entered):
         raise ParameterDoesNotFit(
-            f"{parameter!r} of {operator.name!r} is {value!r}, which is infinite in the {arithmetic.name} "
-            f"arithmetic it enters beside {dtype.name}; allowed: magnitudes up to {arithmetic.max!r}"
+            f"{parameter!r} of {operator.name!r} is {value!r}, which is infinite in the {entered.name} "
+            f"arithmetic it enters beside {dtype.name}; allowed: magnitudes up to {entered.max!r}"
         )
 
 

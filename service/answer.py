@@ -1,0 +1,59 @@
+"""An answer as a value: status, headers and the pieces of its body; and errors as problem documents."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.errors import MethodNotAllowed, StequantError, Unauthorized
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+_TYPE_PREFIX = "urn:stequant:problem:"
+
+Piece = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back: `pieces` are sent one after the other, as they are."""
+
+    status: int
+    media_type: str
+    pieces: Sequence[Piece]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    code: str = ""
+
+    @property
+    def length(self) -> int:
+        """The length of the body, in bytes."""
+        return sum(piece.nbytes if isinstance(piece, memoryview) else len(piece) for piece in self.pieces)
+
+    def header_pairs(self) -> list[tuple[bytes, bytes]]:
+        """All headers of the answer."""
+        return [
+            (b"content-type", self.media_type.encode()),
+            (b"content-length", b"%d" % self.length),
+            *self.headers,
+        ]
+
+
+def problem(error: StequantError) -> Answer:
+    """An error as a problem document (RFC 9457), with the headers that its status asks for."""
+    document: dict[str, object] = {
+        "type": _TYPE_PREFIX + error.code,
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+    }
+    headers: list[tuple[bytes, bytes]] = []
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after_s)))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
+    if isinstance(error, Unauthorized):
+        headers.append((b"www-authenticate", b'Bearer realm="stequant"'))
+    body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+    return Answer(error.status, PROBLEM_MEDIA_TYPE, (body,), tuple(headers), error.code)

@@ -1,0 +1,48 @@
+"""`create_app(settings)`: the only place where the parts are put together."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+
+from service import __version__, openapi, routes
+from service.asgi import HotPaths
+from service.core import Core
+from service.device.devices import choose
+from service.device.engine import Engine
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+def create_app(settings: Settings | None = None, *, worker: int = 0) -> FastAPI:
+    """The service as an ASGI application, for any ASGI server.
+
+    Its lifespan opens the device, warms it up, and closes it. `app.state.core` is what the parts share.
+    Raises `DeviceFault` when the device that the settings name is not there.
+    """
+    settings = settings if settings is not None else Settings()
+    core = Core(settings, Engine(choose(settings.device, worker)), Metrics())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        await core.engine.submit(core.engine.warm_up)
+        core.ready = True
+        try:
+            yield {"core": core}
+        finally:
+            core.ready = False
+            core.engine.close()
+
+    app = FastAPI(title="stequant", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.core = core
+    app.include_router(routes.router)
+    app.mount(routes.ASSETS, StaticFiles(directory=str(importlib.resources.files("fastapi_offline") / "static")))
+    routes.install_problem_handlers(app)
+    openapi.install(app, settings)
+    app.add_middleware(HotPaths, core=core)
+    return app

@@ -1,0 +1,147 @@
+"""The ASGI way in: an application in front of FastAPI that answers the hot paths itself.
+
+FastAPI's routing, validation and response classes cost more than a small call. What they would do for
+the hot paths is done by `Core`, in the same way for the protocol class; FastAPI serves the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from service.answer import Answer, problem
+from service.core import PATHS, Core, Job, check_length
+from service.device.buffers import allocate
+from service.errors import MalformedBody, StequantError
+from service.head import Head
+from service.logs import log, log_exchange
+from service.metrics import Exchange
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# A chunked body says nothing of its size: memory is reserved in steps of this many bytes.
+_CHUNKED_STEP_BYTES = 2**20
+
+
+# Counted like an answer, under the status that nginx made customary for it.
+_CALLER_GONE = Answer(499, "", ())
+
+
+class CallerGone(Exception):
+    """The connection was closed before the request was complete; there is nobody to answer."""
+
+
+class HotPaths:
+    """Answers `/quantize` and `/grad`; hands everything else on, after the checks that hold for every path."""
+
+    def __init__(self, app: App, core: Core) -> None:
+        self.app = app
+        self.core = core
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        head = Head(scope["method"], scope["path"], scope["query_string"], scope["headers"], scope["http_version"])
+        if head.path in PATHS:
+            await self._hot(head, receive, send)
+        else:
+            await self._other(head, scope, receive, send)
+
+    async def _hot(self, head: Head, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        job: Job | None = None
+        received_bytes = 0
+        answer = _CALLER_GONE
+        try:
+            try:
+                job = self.core.admit(head)
+                body = await _read(self.core, job, receive)
+                received_bytes = body.nbytes
+                answer = await self.core.answer(job, body)
+            except StequantError as error:
+                answer = problem(error)
+            await _write(answer, send)
+        except CallerGone:
+            answer = _CALLER_GONE
+        finally:
+            self.core.done(head, answer, job, received_bytes, started)
+
+    async def _other(self, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        status, sent_bytes, route = 500, 0, "other"
+
+        async def counted(message: MutableMapping[str, Any]) -> None:
+            nonlocal status, sent_bytes
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                sent_bytes += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            try:
+                self.core.check(head)
+                await self.app(scope, receive, counted)
+                matched = scope.get("route")
+                route = getattr(matched, "path", "other")
+            except StequantError as error:
+                await _write(problem(error), counted)
+        except Exception:
+            log.exception("%s %s failed", head.method, head.path)
+            if status != 500:
+                raise  # an answer has begun; the server closes the connection
+            await _write(problem(StequantError("the request failed inside the server; its log has the details")), counted)
+        finally:
+            exchange = Exchange(head.method, head.path, route, status, 0, sent_bytes, time.perf_counter() - started)
+            self.core.metrics.count(exchange)
+            log_exchange(exchange)
+
+
+async def _read(core: Core, job: Job, receive: Receive) -> memoryview:
+    """The body, in memory that its tensors can keep; checked against its announced length and the limit."""
+    if job.length is None:
+        return await _read_chunked(core, job, receive)
+    body = allocate(job.length)
+    filled = 0
+    async for piece in _pieces(receive):
+        if filled + len(piece) > job.length:
+            raise MalformedBody(f"the body is longer than its 'Content-Length' of {job.length}")
+        body[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    if filled < job.length:
+        raise MalformedBody(f"the body has {filled} bytes, its 'Content-Length' says {job.length}")
+    return body
+
+
+async def _read_chunked(core: Core, job: Job, receive: Receive) -> memoryview:
+    body = bytearray()
+    async for piece in _pieces(receive):
+        check_length(len(body) + len(piece), job.limit_bytes, job.format)
+        while job.reserved_bytes < len(body) + len(piece):
+            core.reserve(job, _CHUNKED_STEP_BYTES)
+        body += piece
+    return memoryview(body)
+
+
+async def _pieces(receive: Receive) -> Any:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise CallerGone
+        if body := message.get("body"):
+            yield body
+        if not message.get("more_body"):
+            return
+
+
+async def _write(answer: Answer, send: Send) -> None:
+    await send({"type": "http.response.start", "status": answer.status, "headers": answer.header_pairs()})
+    pieces = answer.pieces or (b"",)
+    for index, piece in enumerate(pieces):
+        await send({"type": "http.response.body", "body": piece, "more_body": index < len(pieces) - 1})

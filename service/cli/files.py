@@ -1,0 +1,161 @@
+"""`stequant quantize` and `stequant grad`: npy files in and out, computed here or by a server."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from service.call import Kind, fields, plan
+from service.cli.operators import Commands
+from service.cli.serving import Unavailable
+from service.ops import Expression, parse
+from service.wire import npy
+from service.wire.message import Bundle, Message
+
+Compute = Callable[[Kind, Expression, Message], Message]
+
+_MAX_TENSORS = 2**31
+
+
+class BadFile(Exception):
+    """A file that cannot be read or written."""
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `quantize` and `grad` to the command line."""
+    quantize = commands.add_parser(
+        "quantize",
+        help="quantize a .npy file",
+        description="Quantize the arrays of IN into OUT. Several arrays back to back in one file stay several.",
+    )
+    quantize.add_argument("x", metavar="IN", help=".npy file; - for standard input")
+    quantize.add_argument("out", metavar="OUT", help=".npy file to write; - for standard output")
+    quantize.set_defaults(run=_quantize)
+    grad = commands.add_parser(
+        "grad",
+        help="push a gradient back through a quantizer",
+        description="Carry the gradient in GRAD, with respect to the quantized X, back to X, into OUT.",
+    )
+    grad.add_argument("x", metavar="X", help=".npy file of what was quantized")
+    grad.add_argument("grad_output", metavar="GRAD", help=".npy file of its gradients, of the same dtype and shape")
+    grad.add_argument("out", metavar="OUT", help=".npy file to write; - for standard output")
+    grad.add_argument(
+        "--tensor-grad",
+        metavar="NAME=FILE",
+        action="append",
+        default=[],
+        help="write the gradient of the tensor parameter NAME to FILE; may be repeated",
+    )
+    grad.set_defaults(run=_grad)
+    for parser in (quantize, grad):
+        parser.add_argument("--op", required=True, metavar="EXPR", help="an operator or a chain; see stequant operators")
+        parser.add_argument(
+            "--tensor",
+            metavar="NAME=FILE",
+            action="append",
+            default=[],
+            help="a .npy file for the tensor that EXPR calls NAME; may be repeated",
+        )
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument("--url", help="compute on this server; without it, in this process")
+        where.add_argument("--uds", metavar="PATH", help="compute on the server behind this Unix socket")
+        parser.add_argument("--device", default="cpu", help="device in this process: auto, cpu, cuda, cuda:N (default cpu)")
+
+
+def _quantize(options: argparse.Namespace) -> int:
+    message = {"x": _read(options.x)}
+    result = _computer(options)("quantize", parse(options.op), message | _tensors(options.tensor))
+    _write(options.out, {"y": result["y"]})
+    return 0
+
+
+def _grad(options: argparse.Namespace) -> int:
+    message = {name: _read(getattr(options, name)) for name in fields("grad")}
+    wanted = _named(options.tensor_grad, "--tensor-grad")
+    expression = parse(options.op)
+    for name in wanted:
+        if name not in expression.tensor_names:
+            raise BadFile(f"--tensor-grad: '{expression}' names no tensor {name!r}")
+    result = _computer(options)("grad", expression, message | _tensors(options.tensor))
+    _write(options.out, {"grad_x": result["grad_x"]})
+    for name, file in wanted.items():
+        _write(file, {"y": result[f"grad_{name}"]})
+    return 0
+
+
+def _computer(options: argparse.Namespace) -> Compute:
+    if options.url is None and options.uds is None:
+        return _local(options.device)
+    from service.client import Client
+
+    def compute(kind: Kind, expression: Expression, message: Message) -> Message:
+        with Client(options.url or "http://stequant", uds=options.uds) as client:
+            return client.exchange(kind, expression, message)
+
+    return compute
+
+
+def _local(device: str) -> Compute:
+    try:
+        from service.device.devices import choose
+        from service.device.engine import Engine
+    except ModuleNotFoundError as error:
+        raise Unavailable(
+            f"computing in this process needs {error.name}, which is not installed: "
+            "pip install 'stequant[server]', or name a server with --url"
+        ) from None
+    return lambda kind, expression, message: Engine(choose(device)).run(plan(kind, expression, message))
+
+
+def _read(file: str) -> Bundle:
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise BadFile(f"cannot read {file}: {error.strerror}") from error
+    return npy.decode(memoryview(bytearray(data)), ("x",), _MAX_TENSORS)["x"]
+
+
+def _tensors(given: Iterable[str]) -> dict[str, Bundle]:
+    return {name: _read(file) for name, file in _named(given, "--tensor").items()}
+
+
+def _named(given: Iterable[str], option: str) -> dict[str, str]:
+    pairs = [item.partition("=") for item in given]
+    for name, _, file in pairs:
+        if not name or not file:
+            raise BadFile(f"{option} takes NAME=FILE, got {name!r}")
+    return {name: file for name, _, file in pairs}
+
+
+def _write(file: str, message: Message) -> None:
+    """Write all or nothing: a file appears under its name when it is complete."""
+    pieces = npy.encode(message)
+    if file == "-":
+        sys.stdout.buffer.writelines(pieces)
+        sys.stdout.buffer.flush()
+        return
+    target = Path(file)
+    try:
+        if target.exists() and not target.is_file():  # a pipe or a device is written as it is
+            with target.open("wb") as stream:
+                stream.writelines(pieces)
+            return
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.writelines(pieces)
+            mask = os.umask(0)
+            os.umask(mask)
+            Path(temporary).chmod(0o666 & ~mask)
+            Path(temporary).replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+            raise
+    except OSError as error:
+        raise BadFile(f"cannot write {file}: {error.strerror}") from error

@@ -1,0 +1,78 @@
+"""`stequant serve`: one flag for each setting, made from the settings themselves."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from service.cli.operators import Commands
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from service.settings import Settings
+
+
+class Unavailable(Exception):
+    """This installation, or this machine at the moment, cannot do what was asked."""
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command to the command line. Its flags need the server extra; without it the command says so."""
+    description = "Serve the operators over HTTP. Each flag is also a variable: --max-body-bytes is STEQUANT_MAX_BODY_BYTES."
+    parser = commands.add_parser("serve", help="serve the operators over HTTP", description=description)
+    try:
+        from service.settings import Settings
+    except ModuleNotFoundError as error:
+        missing = error.name
+        parser.add_argument("flags", nargs=argparse.REMAINDER)
+        parser.set_defaults(run=lambda _: _needs_extra(missing))
+        return
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f" (default {field.default})"
+        parser.add_argument(flag(name), dest=name, default=None, metavar=name.rpartition("_")[2].upper(), help=f"{field.description}{default}")
+    parser.set_defaults(run=_run)
+
+
+def flag(setting: str) -> str:
+    """The flag of a setting."""
+    return "--" + setting.replace("_", "-")
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    try:
+        from service.server import CannotServe, run
+    except ModuleNotFoundError as error:
+        return _needs_extra(error.name)
+    try:
+        run(settings)
+    except CannotServe as error:
+        raise Unavailable(str(error)) from error
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from pydantic import ValidationError
+
+    from service.settings import Settings
+
+    given = {name: value for name in Settings.model_fields if (value := getattr(options, name)) is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise Unavailable(_first_problem(error, given)) from None
+
+
+def _first_problem(error: ValidationError, given: dict[str, Any]) -> str:
+    problem = error.errors(include_url=False)[0]
+    reason = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return reason
+    name = str(problem["loc"][0])
+    where = flag(name) if name in given else f"STEQUANT_{name.upper()}"
+    return f"{where} is {problem['input']!r}: {reason}"
+
+
+def _needs_extra(missing: str | None) -> int:
+    raise Unavailable(f"this needs the server extra ({missing} is not installed): pip install 'stequant[server]'")

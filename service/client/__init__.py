@@ -1,0 +1,11 @@
+"""The HTTP client: `Client` and `AsyncClient`; NumPy in, NumPy out, torch in, torch out.
+
+The errors are those of `service.errors`, raised again by their code, and three of the client's own.
+"""
+
+from service.client.asynchronous import AsyncClient
+from service.client.blocking import Client
+from service.client.errors import ConnectionFailed, ProtocolError, TimedOut
+from service.client.retries import RetryPolicy
+
+__all__ = ["AsyncClient", "Client", "ConnectionFailed", "ProtocolError", "RetryPolicy", "TimedOut"]

@@ -1,0 +1,162 @@
+"""From a request's head and body to its answer, whichever way they came in.
+
+A way in (the ASGI application, the protocol class) calls `admit` with the head, reads the body into
+memory of its own, calls `answer` or `answer_at_once`, sends what it gets, and calls `done`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import get_args
+
+from service import head as heads
+from service import wire
+from service.answer import Answer, problem
+from service.budget import Budget
+from service.call import Kind, fields, plan
+from service.device.engine import Engine
+from service.errors import BodyTooLarge, MethodNotAllowed, NotAcceptable, NotReady, StequantError
+from service.head import Head
+from service.keys import Keys
+from service.logs import log, log_exchange
+from service.metrics import Exchange, Metrics
+from service.ops import Expression
+from service.settings import Settings
+
+# Up to this size a thread hop costs more than the work: measured to halve the rate at 64 KiB and to be nothing at 16 MiB.
+SMALL_BYTES = 256 * 1024
+# JSON makes a Python object of every number: about a hundred times the work per byte.
+SMALL_JSON_BYTES = 4 * 1024
+
+PATHS: dict[str, Kind] = {f"/{kind}": kind for kind in get_args(Kind)}
+
+
+@dataclass(slots=True)
+class Job:
+    """A call whose head was accepted: what is needed to read its body and to answer it."""
+
+    kind: Kind
+    expression: Expression
+    format: wire.Format
+    offers: tuple[wire.Choice, ...]
+    limit_bytes: int
+    length: int | None
+    reserved_bytes: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def operator(self) -> str:
+        """The label under which the call is counted."""
+        operators = self.expression.operators
+        return operators[0].name if len(operators) == 1 else "chain"
+
+
+class Core:
+    """What every way in shares: settings, engine, keys, budget, metrics, and the state of the service."""
+
+    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.metrics = metrics
+        self.keys = Keys(settings.api_keys_file)
+        self.budget = Budget(settings.in_flight_limit_bytes)
+        self.ready = False
+        self.draining = False
+
+    def check(self, head: Head) -> heads.Fields:
+        """What holds for every path: framing, then authentication."""
+        found = heads.fields(head)
+        self.keys.check(head.path, found.authorization)
+        return found
+
+    def admit(self, head: Head) -> Job:
+        """Check a head in the order framing, key, path, method, media type, length, query; reserve its bytes."""
+        found = self.check(head)
+        kind = PATHS[head.path]
+        if head.method != "POST":
+            raise MethodNotAllowed(f"{head.path} answers POST, not {head.method[:20]}", allow="POST")
+        if not self.ready:
+            raise NotReady("the device is not ready; /readyz says when it is")
+        heads.check_encoding(found)
+        request_format = wire.of_content_type(found.content_type)
+        offers = _offers(found.accept, request_format)
+        heads.check_length_is_announced(head, found)
+        limit_bytes = self.settings.limit_of(request_format.name)
+        check_length(found.content_length or 0, limit_bytes, request_format)
+        expression = heads.parse_query(head.query)
+        if kind == "grad" and expression.tensor_names:
+            offers = _offers_with_names(offers)
+        job = Job(kind, expression, request_format, offers, limit_bytes, found.content_length)
+        self.reserve(job, found.content_length or 0)
+        return job
+
+    def reserve(self, job: Job, nbytes: int) -> None:
+        """Count `nbytes` more for the job, or raise `Overloaded`."""
+        self.budget.reserve(nbytes)
+        job.reserved_bytes += nbytes
+
+    def is_small(self, job: Job, nbytes: int) -> bool:
+        """Whether the event loop may do the work itself."""
+        limit = SMALL_JSON_BYTES if job.format.name == "json" else SMALL_BYTES
+        return nbytes <= limit and self.engine.device.small_calls_are_instant
+
+    def answer_at_once(self, job: Job, body: memoryview) -> Answer:
+        """The answer to a call, computed here and now."""
+        try:
+            message = job.format.decode(body, fields(job.kind), self.settings.max_tensors)
+            result = self.engine.run(plan(job.kind, job.expression, message))
+            answer_format, media_type = job.offers[0]
+            return Answer(200, media_type, answer_format.encode(result))
+        except StequantError as error:
+            return problem(error)
+        except Exception:
+            log.exception("a call of %s failed", job.expression)
+            return problem(StequantError("the call failed inside the server; its log has the details"))
+
+    async def answer(self, job: Job, body: memoryview) -> Answer:
+        """The answer to a call: small ones here, large ones on the device's thread."""
+        if self.is_small(job, body.nbytes):
+            return self.answer_at_once(job, body)
+        return await self.engine.submit(lambda: self.answer_at_once(job, body))
+
+    def done(self, head: Head, answer: Answer, job: Job | None, received_bytes: int, started: float) -> None:
+        """Count and log an answered request of a hot path, and release what it had reserved."""
+        if job is not None:
+            self.budget.release(job.reserved_bytes)
+            job.reserved_bytes = 0
+        exchange = Exchange(
+            head.method,
+            head.path,
+            head.path,
+            answer.status,
+            received_bytes,
+            answer.length,
+            time.perf_counter() - started,
+            job.operator if job is not None else "",
+            job.format.name if job is not None else "",
+            answer.code,
+        )
+        self.metrics.count(exchange)
+        log_exchange(exchange)
+
+
+def check_length(nbytes: int, limit_bytes: int, request_format: wire.Format) -> None:
+    """`BodyTooLarge` for a body of more than its format's limit."""
+    if nbytes > limit_bytes:
+        raise BodyTooLarge(f"the body has {nbytes} bytes; allowed for {request_format.name}: {limit_bytes}")
+
+
+@lru_cache(maxsize=1024)
+def _offers(accept: str | None, request_format: wire.Format) -> tuple[wire.Choice, ...]:
+    return wire.negotiate(accept, request_format)
+
+
+def _offers_with_names(offers: tuple[wire.Choice, ...]) -> tuple[wire.Choice, ...]:
+    """The offers that can hold the gradients of tensor parameters."""
+    left = tuple(offer for offer in offers if offer[0].holds_names)
+    if not left:
+        able = ", ".join(one.media_type for one in wire.FORMATS.values() if one.holds_names)
+        raise NotAcceptable(f"{offers[0][1]} cannot hold the gradients of tensor parameters; these can: {able}")
+    return left

@@ -1,0 +1,48 @@
+"""Between a tensor of the wire and a tensor of torch: the same memory where it can be shared."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from service.dtypes import DType
+from service.wire.message import Style, WireTensor
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+def flat(tensor: WireTensor) -> Tensor:
+    """The elements in the order in which they lie in memory, 1-d, writable.
+
+    Shares the tensor's memory, unless that is read-only or not aligned to the element size (kernels
+    may assume alignment): then the bytes are copied once.
+    """
+    dtype = TORCH_DTYPES[tensor.dtype.name]
+    if not tensor.data.nbytes:
+        return torch.empty(0, dtype=dtype)
+    if tensor.data.readonly:
+        return torch.frombuffer(bytearray(tensor.data), dtype=dtype)
+    shared = torch.frombuffer(tensor.data, dtype=dtype)
+    return shared if shared.data_ptr() % tensor.dtype.itemsize == 0 else shared.clone()
+
+
+def shaped(elements: Tensor, tensor: WireTensor) -> Tensor:
+    """`elements`, which lie as `tensor` does, as a tensor of its shape (a view)."""
+    if tensor.fortran:
+        return elements.view(tensor.shape[::-1]).permute(*reversed(range(len(tensor.shape))))
+    return elements.view(tensor.shape)
+
+
+def data_of(elements: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, not copied."""
+    return memoryview(elements.reshape(-1).view(torch.uint8).numpy())
+
+
+def to_wire(tensor: Tensor, dtype: DType, style: Style) -> WireTensor:
+    """A CPU tensor of any layout as a tensor of the wire, in C order."""
+    return WireTensor(dtype, tuple(tensor.shape), data_of(tensor.contiguous()), style=style)

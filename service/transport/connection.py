@@ -1,0 +1,529 @@
+"""A connection: uvicorn's HTTP protocol, with bodies of hot requests received into tensor memory.
+
+The loop asks a `BufferedProtocol` for memory before it receives. While headers are on their way it is
+given a scratch buffer, whose content goes to uvicorn's parser. Once the headers of a hot request
+announce a body of N bytes, it is given that body's own memory, and the parser never sees the body. The
+answer is written as memoryviews of the same memory. Chunked bodies and all other paths are uvicorn's.
+
+    NEW -> HEAD -> BODY -> WORK -> LEAVING -> IDLE -> HEAD …      every phase but WORK has a deadline
+                                          \\-> LINGER -> closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import Any
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service.answer import Answer, problem
+from service.core import PATHS, Core
+from service.device.buffers import allocate
+from service.errors import BadFraming, HeadersTooLarge, RequestTimeout, StequantError, UriTooLong
+from service.head import Head, header_lines
+from service.transport.cycle import DirectCycle
+from service.transport.reaper import NEVER, Reaper
+
+MAX_HEADER_BYTES = 16 * 1024
+MAX_HEADER_COUNT = 100
+MAX_URL_BYTES = 8 * 1024
+
+# What is received at once while headers are parsed. One for all connections of a loop: it is filled and
+# emptied within one callback.
+_SCRATCH = memoryview(bytearray(64 * 1024))
+# A refused request with at most this much of its body to come keeps its connection: skipping is cheaper than connecting.
+_SKIP_BYTES = 2**20
+# Below this, joining head and body for one write is cheaper than two buffers.
+_JOIN_BYTES = 64 * 1024
+# How long a connection is read after a refusal, so that the caller sees the answer and not a reset.
+_LINGER_S = 5.0
+# How long an idle connection is served after SIGTERM: a request may be on its way in it.
+_LAST_CALL_S = 0.5
+
+_HOT_URLS = {path.encode(): path for path in PATHS}
+
+
+class Phase(enum.Enum):
+    """What a connection waits for."""
+
+    NEW = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
+    WORK = enum.auto()
+    LEAVING = enum.auto()
+    IDLE = enum.auto()
+    LINGER = enum.auto()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """What the event loop talks to. (uvloop takes a `BufferedProtocol` only if it is no `Protocol`.)"""
+
+    def __init__(
+        self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        self._http = _Http(config, server_state, app_state, _loop)
+        self.connection_made = self._http.connection_made  # type: ignore[method-assign]
+        self.connection_lost = self._http.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = self._http.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = self._http.resume_writing  # type: ignore[method-assign]
+        self.eof_received = self._http.eof_received  # type: ignore[method-assign]
+        self.get_buffer = self._http.get_buffer  # type: ignore[method-assign]
+        self.buffer_updated = self._http.buffer_updated  # type: ignore[method-assign]
+
+
+class _Http(HttpToolsProtocol):
+    """uvicorn's protocol, with hot requests answered here."""
+
+    def __init__(
+        self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.core: Core = app_state["core"]
+        self.settings = self.core.settings
+        self.reaper: Reaper = app_state.setdefault("reaper", Reaper(self.loop))
+        self.phase = Phase.NEW
+        self.deadline = NEVER
+        self.body_deadline = NEVER
+        self.receiving: DirectCycle | None = None
+        self.leaving: tuple[DirectCycle, Answer] | None = None
+        self.unsent_bytes = 0
+        self.head_bytes = 0
+        self.fed_bytes = 0
+        self.is_last = False
+
+    # The loop -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A connection has come."""
+        super().connection_made(transport)
+        # With a high-water mark of 0, resume_writing says exactly when an answer has left.
+        transport.set_write_buffer_limits(high=0)
+        self._enter(Phase.NEW, self.settings.header_timeout_s)
+        self.reaper.watch(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A connection has gone: nothing on it is answered any more."""
+        self.reaper.forget(self)
+        for cycle in (self.cycle, *(queued for queued, _ in self.pipeline)):
+            if isinstance(cycle, DirectCycle):
+                self._abandon(cycle)
+        if self.leaving is not None:
+            self._finish(*self.leaving)
+            self.leaving = None
+        self.pipeline.clear()
+        self.receiving = None
+        if isinstance(self.cycle, DirectCycle):
+            self.cycle = None  # type: ignore[assignment]
+        super().connection_lost(exc)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Memory for what comes next: the body's own, or the scratch buffer."""
+        cycle = self.receiving
+        if cycle is None:
+            return _SCRATCH
+        rest = cycle.rest
+        return rest if rest is not None else _SCRATCH[: cycle.remaining_bytes]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """`nbytes` have come."""
+        cycle = self.receiving
+        if cycle is None:
+            self._parse(_SCRATCH[:nbytes])
+            return
+        cycle.remaining_bytes -= nbytes
+        self.deadline = min(self.loop.time() + self.settings.body_idle_timeout_s, self.body_deadline)
+        if not cycle.remaining_bytes:
+            self.receiving = None
+            self._new_parser()
+            self._received(cycle)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The caller sends no more; what it has asked for is still answered."""
+        if self.phase not in (Phase.WORK, Phase.LEAVING):
+            return False
+        self.is_last = True
+        self.cycle.keep_alive = False
+        return True
+
+    def resume_writing(self) -> None:
+        """Everything written has left."""
+        super().resume_writing()
+        if self.leaving is not None:
+            cycle, answer = self.leaving
+            self.leaving = None
+            self._left(cycle, answer)
+
+    def shutdown(self) -> None:
+        """The server stops: serve what is on its way, then close."""
+        self.is_last = True
+        if self.phase in (Phase.NEW, Phase.IDLE):
+            self.deadline = min(self.deadline, self.loop.time() + _LAST_CALL_S)
+        elif self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def expired(self, now: float) -> None:
+        """The deadline of the phase has passed."""
+        if self.phase in (Phase.NEW, Phase.IDLE, Phase.LINGER):
+            self.transport.close()
+            self.deadline = now + _LINGER_S
+            if self.phase is Phase.LINGER:
+                self.transport.abort()
+            self.phase = Phase.LINGER
+        elif self.phase is Phase.LEAVING:
+            unsent_bytes = self.transport.get_write_buffer_size()
+            if unsent_bytes < self.unsent_bytes:
+                self.unsent_bytes = unsent_bytes
+                self.deadline = now + self.settings.write_timeout_s
+            else:
+                self.transport.abort()
+        else:
+            self._time_out()
+
+    # The parser ---------------------------------------------------------------------------------------
+
+    def _parse(self, data: memoryview) -> None:
+        if self.phase is Phase.LINGER:
+            return
+        if self.phase in (Phase.NEW, Phase.IDLE):
+            self._enter(Phase.HEAD, self.settings.header_timeout_s)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # Another protocol was offered; this one goes on. What follows the head is its body, or the next head.
+            self._new_parser()
+            self._after_ignored_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(error.__context__)
+            return
+        except httptools.HttpParserError as error:
+            self._refuse(BadFraming(f"the request is not valid HTTP/1.1: {error}"))
+            return
+        if self.phase is Phase.HEAD:
+            self.fed_bytes += len(data)
+            if self.fed_bytes > MAX_HEADER_BYTES + MAX_URL_BYTES:
+                self._refuse(_too_large(self.url))
+        self._switch_to_body()
+
+    def _after_ignored_upgrade(self, data: memoryview) -> None:
+        cycle = self.cycle
+        if isinstance(cycle, DirectCycle) and cycle.remaining_bytes:
+            body, data = data[: cycle.remaining_bytes], data[cycle.remaining_bytes :]
+            cycle.take(body)
+            if not cycle.remaining_bytes:
+                self._received(cycle)
+        self._switch_to_body()
+        if data:
+            self._parse(data)
+
+    def _switch_to_body(self) -> None:
+        """Let the loop receive the rest of a hot request's body where it belongs."""
+        cycle = self.cycle
+        if isinstance(cycle, DirectCycle) and cycle.remaining_bytes and not self.transport.is_closing():
+            if cycle.expects_continue and cycle.is_current and cycle.job is not None:
+                cycle.expects_continue = False
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if self.phase is not Phase.LINGER:
+                self.receiving = cycle
+
+    def _new_parser(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def on_message_begin(self) -> None:
+        """A request begins. uvicorn's scope is made later, for the requests that need one."""
+        if self.is_last and self.phase is Phase.LINGER:
+            return
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self.head_bytes = 0
+        self.fed_bytes = 0
+        if self.phase is not Phase.WORK and self.phase is not Phase.LEAVING:
+            self._enter(Phase.HEAD, self.settings.header_timeout_s)
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request target."""
+        super().on_url(url)
+        if len(self.url) > MAX_URL_BYTES:
+            raise UriTooLong(f"the URL has more than {MAX_URL_BYTES} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        super().on_header(name, value)
+        self.head_bytes += len(name) + len(value)
+        if len(self.headers) > MAX_HEADER_COUNT or self.head_bytes > MAX_HEADER_BYTES:
+            raise _too_large(self.url)
+
+    def on_headers_complete(self) -> None:
+        """A head is complete: hot requests with an announced length stay here, others are uvicorn's."""
+        now = self.loop.time()
+        self.body_deadline = now + self.settings.body_timeout_s
+        waits = self.cycle is not None and not self.cycle.response_complete
+        if not waits:
+            self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
+        target, _, query = self.url.partition(b"?")
+        path = _HOT_URLS.get(target)
+        length = _announced_length(self.headers) if path is not None and b"#" not in query else None
+        if path is None or length is None:
+            self._hand_to_uvicorn()
+            return
+        version = self.parser.get_http_version()
+        head = Head(self.parser.get_method().decode("ascii"), path, query, self.headers, version)
+        cycle = DirectCycle(
+            head,
+            length,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive() and not self.is_last,
+            expects_continue=self.expect_100_continue,
+        )
+        self._admit(cycle)
+        self.cycle = cycle  # type: ignore[assignment]
+        if waits:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+        else:
+            self._begin(cycle)
+
+    def on_body(self, body: bytes) -> None:
+        """Bytes of a body that came together with its head."""
+        if isinstance(self.cycle, DirectCycle):
+            self.cycle.take(body)
+        else:
+            self.deadline = min(self.loop.time() + self.settings.body_idle_timeout_s, self.body_deadline)
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request has come whole."""
+        if isinstance(self.cycle, DirectCycle):
+            if not self.cycle.remaining_bytes:  # after an ignored upgrade the parser takes the body for something else
+                self._received(self.cycle)
+        else:
+            super().on_message_complete()
+            self._work_or_idle()
+
+    def _hand_to_uvicorn(self) -> None:
+        url, headers, expects_continue = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects_continue
+        self.headers[:] = headers
+        super().on_headers_complete()
+        if self.is_last:
+            self.cycle.keep_alive = False
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An offer to upgrade is not worth a line in the log."""
+
+    # Hot requests -------------------------------------------------------------------------------------
+
+    def _admit(self, cycle: DirectCycle) -> None:
+        try:
+            cycle.job = self.core.admit(cycle.head)
+            cycle.body = allocate(cycle.length)
+        except StequantError as error:
+            cycle.answer = problem(error)
+
+    def _begin(self, cycle: DirectCycle) -> None:
+        """It is this request's turn on the connection."""
+        cycle.is_current = True
+        if cycle.answer is not None:
+            if cycle.remaining_bytes > _SKIP_BYTES or (cycle.expects_continue and cycle.remaining_bytes):
+                cycle.keep_alive = False
+            self._respond(cycle, cycle.answer)
+        elif not cycle.remaining_bytes:
+            self._work(cycle)
+        else:
+            self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
+
+    def _received(self, cycle: DirectCycle) -> None:
+        """The whole body is there."""
+        if cycle.answer is None and cycle.is_current:
+            self._work(cycle)
+        elif cycle.response_complete:
+            self._work_or_idle()
+
+    def _work(self, cycle: DirectCycle) -> None:
+        job, body = cycle.job, cycle.body
+        assert job is not None
+        assert body is not None
+        self.phase, self.deadline = Phase.WORK, NEVER
+        if self.core.is_small(job, cycle.length):
+            self._respond(cycle, self.core.answer_at_once(job, body))
+            return
+        task = self.loop.create_task(self._work_elsewhere(cycle))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _work_elsewhere(self, cycle: DirectCycle) -> None:
+        job, body = cycle.job, cycle.body
+        assert job is not None
+        assert body is not None
+        answer = await self.core.engine.submit(lambda: None if cycle.disconnected else self.core.answer_at_once(job, body))
+        if answer is None or cycle.disconnected:
+            self._finish(cycle, Answer(499, "", ()))
+        else:
+            self._respond(cycle, answer)
+
+    def _respond(self, cycle: DirectCycle, answer: Answer) -> None:
+        if self.transport.is_closing():
+            self._finish(cycle, Answer(499, "", ()))
+            return
+        pairs = answer.header_pairs()
+        if not (cycle.keep_alive and not self.is_last):
+            cycle.keep_alive = False
+            pairs.append((b"connection", b"close"))
+        head = b"".join((STATUS_LINE[answer.status], header_lines(self.server_state.default_headers), header_lines(pairs), b"\r\n"))
+        if answer.length <= _JOIN_BYTES:
+            self.transport.write(b"".join((head, *answer.pieces)))
+        else:
+            self.transport.writelines((head, *answer.pieces))
+        cycle.answer = answer
+        self.unsent_bytes = self.transport.get_write_buffer_size()
+        if self.unsent_bytes:
+            self._enter(Phase.LEAVING, self.settings.write_timeout_s)
+            self.leaving = (cycle, answer)
+        else:
+            self._left(cycle, answer)
+
+    def _left(self, cycle: DirectCycle, answer: Answer) -> None:
+        """The answer has left the process."""
+        self._finish(cycle, answer)
+        cycle.response_complete = True
+        self.server_state.total_requests += 1
+        if not cycle.keep_alive:
+            self._linger(cycle)
+            return
+        self._work_or_idle()
+        if self.pipeline:
+            self.loop.call_soon(self._next_in_line)
+        else:
+            self.flow.resume_reading()
+
+    def on_response_complete(self) -> None:
+        """uvicorn has answered a request that was handed to it."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._work_or_idle()
+        if self.pipeline:
+            self._next_in_line()
+        else:
+            self.flow.resume_reading()
+
+    def _next_in_line(self) -> None:
+        if not self.pipeline or self.transport.is_closing():
+            return
+        cycle, app = self.pipeline.pop()
+        if not self.pipeline:
+            self.flow.resume_reading()
+        if isinstance(cycle, DirectCycle):
+            self._begin(cycle)
+            self._switch_to_body()
+        else:
+            self._start_asgi_task(cycle, app)
+
+    def _finish(self, cycle: DirectCycle, answer: Answer) -> None:
+        """Count it, once, and give back what it had reserved."""
+        if not cycle.is_done:
+            cycle.is_done = True
+            cycle.body = None
+            self.core.done(cycle.head, answer, cycle.job, cycle.received_bytes, cycle.started)
+
+    def _abandon(self, cycle: DirectCycle) -> None:
+        working = self.phase is Phase.WORK and cycle.is_current and not cycle.response_complete
+        cycle.disconnected = True
+        if not working:  # else its memory is still in use; the work's end finishes it
+            self._finish(cycle, Answer(499, "", ()))
+
+    # Ends ---------------------------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase, seconds: float) -> None:
+        self.phase = phase
+        self.deadline = self.loop.time() + seconds
+
+    def _work_or_idle(self) -> None:
+        """After a request has come whole, or was answered: what does the connection wait for now."""
+        if self.phase is Phase.LINGER:
+            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            self.phase, self.deadline = Phase.WORK, NEVER
+        elif isinstance(cycle, DirectCycle) and cycle.remaining_bytes:
+            self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
+        elif self.is_last:
+            self.transport.close()
+        else:
+            self._enter(Phase.IDLE, self.settings.keep_alive_s)
+
+    def _linger(self, cycle: DirectCycle) -> None:
+        """Close; but while the caller still sends, read on for a while, or it would see a reset instead of the answer."""
+        self.receiving = None
+        if not cycle.remaining_bytes:
+            self.transport.close()
+            return
+        self._enter(Phase.LINGER, _LINGER_S)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _refuse(self, error: BaseException | None) -> None:
+        """Answer bytes that are no request, and close."""
+        if not isinstance(error, StequantError):
+            error = BadFraming(f"the request is not valid HTTP/1.1: {error}")
+        if self.transport.is_closing() or self.phase is Phase.LINGER:
+            return
+        answer = problem(error)
+        cycle = DirectCycle(Head("-", "-", b"", ()), 0, keep_alive=False, expects_continue=False)
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Earlier requests of this connection are still to be answered; then this refusal, then the end.
+            cycle.answer = answer
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+            return
+        cycle.remaining_bytes = 1  # whatever follows is skipped
+        self.cycle = cycle  # type: ignore[assignment]
+        self._respond(cycle, answer)
+
+    def _time_out(self) -> None:
+        cycle = self.cycle
+        if self.phase is Phase.HEAD:
+            self._refuse(RequestTimeout(f"the headers were not complete after {self.settings.header_timeout_s:g} s"))
+        elif isinstance(cycle, DirectCycle) and not cycle.response_complete:
+            self.receiving = None
+            cycle.keep_alive = False
+            self._respond(cycle, problem(self._body_timeout()))
+        elif cycle is not None and not cycle.response_complete and not cycle.response_started:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            cycle.response_complete = True
+            self._refuse(self._body_timeout())
+        else:
+            self.transport.close()
+
+    def _body_timeout(self) -> RequestTimeout:
+        return RequestTimeout(
+            f"the body was not complete in time; allowed: pauses of {self.settings.body_idle_timeout_s:g} s, "
+            f"{self.settings.body_timeout_s:g} s in all"
+        )
+
+
+def _announced_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """The length of the body, when `Content-Length` alone announces it."""
+    length = None
+    for name, value in headers:
+        if name == b"content-length":
+            length = int(value)
+        elif name == b"transfer-encoding":
+            return None
+    return length
+
+
+def _too_large(url: bytes) -> StequantError:
+    if len(url) > MAX_URL_BYTES:
+        return UriTooLong(f"the URL has more than {MAX_URL_BYTES} bytes")
+    return HeadersTooLarge(f"the headers have more than {MAX_HEADER_BYTES} bytes or {MAX_HEADER_COUNT} lines")

@@ -1,0 +1,65 @@
+"""One hot request on a connection, from its head to the moment its answer has left."""
+
+from __future__ import annotations
+
+import time
+
+from service.answer import Answer
+from service.core import Job
+from service.head import Head
+
+
+class DirectCycle:
+    """A request whose body the connection receives itself.
+
+    Either `job` was admitted and `body` is filled, or `answer` holds the refusal and the body is
+    skipped. `remaining_bytes` of the body are still to come.
+    """
+
+    __slots__ = (
+        "answer",
+        "body",
+        "disconnected",
+        "expects_continue",
+        "head",
+        "is_current",
+        "is_done",
+        "job",
+        "keep_alive",
+        "length",
+        "remaining_bytes",
+        "response_complete",
+        "started",
+    )
+
+    def __init__(self, head: Head, length: int, *, keep_alive: bool, expects_continue: bool) -> None:
+        self.head = head
+        self.length = length
+        self.remaining_bytes = length
+        self.keep_alive = keep_alive
+        self.expects_continue = expects_continue
+        self.job: Job | None = None
+        self.answer: Answer | None = None
+        self.body: memoryview | None = None
+        self.is_current = False
+        self.is_done = False
+        self.disconnected = False
+        self.response_complete = False
+        self.started = time.perf_counter()
+
+    def take(self, data: memoryview | bytes) -> None:
+        """Bytes of the body that came together with the head."""
+        if self.body is not None:
+            position = self.length - self.remaining_bytes
+            self.body[position : position + len(data)] = data
+        self.remaining_bytes -= len(data)
+
+    @property
+    def rest(self) -> memoryview | None:
+        """Where the next bytes of the body belong; None when they are to be skipped."""
+        return None if self.body is None else self.body[self.length - self.remaining_bytes :]
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of the body has come."""
+        return self.length - self.remaining_bytes

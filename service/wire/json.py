@@ -1,0 +1,265 @@
+"""The msgpack maps as JSON, for small bodies: the one format in which elements become Python objects.
+
+`T` is `{"dtype", "shape", "data": flat list}`, or nested lists of numbers, which are always one float32
+tensor (a bare number is 0-d); non-finite numbers are the strings "NaN", "Infinity" and "-Infinity".
+Where a tensor stands alone, `[]` is a list of no tensors; under a name, it is a tensor of shape (0,).
+
+Numbers are read as float64 and then rounded to the dtype, ties to even; one too large for the dtype
+becomes infinite, as NumPy does it. `-0` keeps its sign. What is written reads back as the same values:
+each element is the shortest decimal of the float64 that equals it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from service.dtypes import DTYPES, DType, dtype
+from service.errors import BadTensor, MalformedBody, NotAcceptable, TooManyTensors
+from service.wire.layout import DESCR_OF, MAX_DIMENSIONS, byte_length, bytes_of, in_c_order
+from service.wire.message import Bundle, Message, WireTensor
+
+MEDIA_TYPE = "application/json"
+ALIASES = ()
+HOLDS_NAMES = True
+
+# What json.loads makes of a body, and json.dumps takes.
+Value = dict[str, "Value"] | list["Value"] | str | int | float | bool | None
+
+_TENSOR_KEYS = frozenset({"dtype", "shape", "data"})
+_NESTED_DTYPE = DTYPES["float32"]
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def decode(body: memoryview, _fields: tuple[str, ...], max_tensors: int) -> dict[str, Bundle]:
+    """Read the map of the body.
+
+    Raises `MalformedBody` for what RFC 8259 does not allow, duplicate keys, and data that contradict
+    their shape; `BadTensor` for values that are no tensor; `UnsupportedDtype`; `TooManyTensors`.
+    """
+    document = _document(body)
+    if not isinstance(document, dict):
+        raise BadTensor(f"the body must be a map of names to tensors, not {_kind(document)}")
+    message: dict[str, Bundle] = {}
+    left = max_tensors
+    for field, value in document.items():
+        tensors = _declared(value)
+        left -= tensors
+        if left < 0:
+            raise TooManyTensors(f"with {field[:80]!r} the body holds more than {max_tensors} tensors")
+        message[field] = _bundle(value, field[:80])
+    return message
+
+
+def encode(message: Message) -> list[bytes | memoryview]:
+    """The map of the message, as one piece."""
+    document = {field: _written_bundle(bundle) for field, bundle in message.items()}
+    return [json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")]
+
+
+# Reading --------------------------------------------------------------------------------------------
+
+
+def _document(body: memoryview) -> Value:
+    try:
+        document: Value = json.loads(str(body, "utf-8"), object_pairs_hook=_map, parse_constant=_no_constant, parse_int=_integer)
+    except RecursionError:
+        raise MalformedBody("the body is nested too deeply") from None
+    except ValueError as error:  # of json, of the UTF-8 codec, of int() for too many digits, and ours
+        raise MalformedBody(f"the body is not valid JSON: {str(error)[:200]}") from None
+    return document
+
+
+def _map(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:80]!r} stands twice in one map")
+    for key in entries:
+        # Half of a surrogate pair, which JSON can write as an escape, is no text in any other format.
+        key.encode("utf-8")
+    return entries
+
+
+def _no_constant(literal: str) -> float:
+    raise ValueError(f"{literal} is not JSON; non-finite numbers are the strings {', '.join(_NON_FINITE)}")
+
+
+def _integer(literal: str) -> int | float:
+    return -0.0 if literal == "-0" else int(literal)
+
+
+def _is_tensor(value: Value) -> bool:
+    return isinstance(value, dict) and value.keys() == _TENSOR_KEYS
+
+
+def _declared(value: Value) -> int:
+    """How many tensors a bundle holds, without looking at them."""
+    if isinstance(value, dict) and not _is_tensor(value):
+        return len(value)
+    if isinstance(value, list) and (not value or isinstance(value[0], dict)):
+        return len(value)
+    return 1
+
+
+def _bundle(value: Value, where: str) -> Bundle:
+    if isinstance(value, dict) and not _is_tensor(value):
+        return Bundle(tuple(_tensor(item, f"{where}.{name[:80]}") for name, item in value.items()), names=tuple(value))
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return Bundle(tuple(_plain_tensor(item, f"{where}[{i}]") for i, item in enumerate(value)))
+    if value == []:
+        return Bundle(())
+    return Bundle.of(_tensor(value, where))
+
+
+def _tensor(value: Value, where: str) -> WireTensor:
+    return _plain_tensor(value, where) if isinstance(value, dict) else _nested_tensor(value, where)
+
+
+def _plain_tensor(value: Value, where: str) -> WireTensor:
+    if not isinstance(value, dict) or not _is_tensor(value):
+        raise BadTensor(f"{where} must be a map of exactly {', '.join(sorted(_TENSOR_KEYS))}, not {_kind(value)}")
+    name, shape, data = value["dtype"], value["shape"], value["data"]
+    if not isinstance(name, str):
+        raise MalformedBody(f"{where}.dtype must be a string, not {_kind(name)}")
+    dimensions = _shape(shape, where)
+    if not isinstance(data, list):
+        raise MalformedBody(f"{where}.data must be a flat list of numbers, not {_kind(data)}")
+    tensor_dtype = dtype(name)
+    expected = byte_length(dimensions, tensor_dtype) // tensor_dtype.itemsize
+    if len(data) != expected:
+        raise MalformedBody(f"{where}.data has {len(data)} elements; shape {list(dimensions)} has {expected}")
+    numbers = _numbers(data, lambda i: f"{where}.data[{i}]")
+    return WireTensor(tensor_dtype, dimensions, _rounded(numbers, tensor_dtype))
+
+
+def _shape(value: Value, where: str) -> tuple[int, ...]:
+    shape = value if isinstance(value, list) else [None]
+    # `type`, not `isinstance`: true is no dimension.
+    dimensions = tuple(dimension for dimension in shape if type(dimension) is int and dimension >= 0)
+    if len(dimensions) < len(shape):
+        raise MalformedBody(f"{where}.shape must be a list of ints of at least 0")
+    return dimensions
+
+
+def _nested_tensor(value: Value, where: str) -> WireTensor:
+    """The one tensor that nested lists are: level by level, all entries are lists of one length, or numbers."""
+    shape: list[int] = []
+    level: Sequence[Any] = [value]
+    while level and all(type(item) is list for item in level):
+        lengths = set(map(len, level))
+        if len(lengths) > 1:
+            raise BadTensor(f"{where} is ragged: in dimension {len(shape)} its lists have {min(lengths)} to {max(lengths)} entries")
+        if len(shape) == MAX_DIMENSIONS:
+            raise MalformedBody(f"{where} is nested deeper than the {MAX_DIMENSIONS} dimensions that are possible")
+        shape += lengths
+        level = list(chain.from_iterable(level))
+    if list in set(map(type, level)):
+        raise BadTensor(f"{where} is ragged: in dimension {len(shape)} there are lists beside other values")
+    numbers = _numbers(level, lambda i: f"{where}{_index(i, shape)}")
+    return WireTensor(_NESTED_DTYPE, tuple(shape), _rounded(numbers, _NESTED_DTYPE), style="nested")
+
+
+def _numbers(values: Sequence[Any], where: Callable[[int], str]) -> np.ndarray[Any, Any]:
+    """The values as float64; `where` names the one that is no number."""
+    if set(map(type, values)) <= {float}:
+        return np.array(values, np.float64)
+    return np.array([_number(value, where, i) for i, value in enumerate(values)], np.float64)
+
+
+def _number(value: Value, where: Callable[[int], str], i: int) -> float:
+    if type(value) is float:
+        return value
+    if type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            return math.copysign(math.inf, value)
+    if isinstance(value, str) and value in _NON_FINITE:
+        return _NON_FINITE[value]
+    raise BadTensor(f"{where(i)} must be a number or one of the strings {', '.join(_NON_FINITE)}, not {_kind(value)}")
+
+
+def _rounded(numbers: np.ndarray[Any, Any], to: DType) -> memoryview:
+    """The bytes of float64 numbers, rounded to the dtype."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if to.name != "bfloat16":
+            return bytes_of(numbers.astype(DESCR_OF[to.name]))
+        singles = numbers.astype("<f4")
+    # bfloat16 is the upper half of a float32. Half of its last place, less one where it is even, rounds ties to even.
+    words = singles.view("<u4")
+    words = words + np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1))
+    # The carry of a NaN's rounding could reach its sign: NaN is put in as such.
+    halves = np.where(np.isnan(singles), np.uint32(0x7FC0), words >> np.uint32(16))
+    return bytes_of(halves.astype("<u2"))
+
+
+def _index(i: int, shape: list[int]) -> str:
+    """The position of the i-th element, as one would write it: `[1][0]`."""
+    indices: list[int] = []
+    for dimension in reversed(shape):
+        i, index = divmod(i, dimension)
+        indices.insert(0, index)
+    return "".join(f"[{index}]" for index in indices)
+
+
+def _kind(value: Value) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return f"the string {value[:80]!r}"
+    return {dict: "a map", list: "a list", int: "a number", float: "a number"}[type(value)]
+
+
+# Writing --------------------------------------------------------------------------------------------
+
+
+def _written_bundle(bundle: Bundle) -> Value:
+    if bundle.names is not None:
+        if frozenset(bundle.names) == _TENSOR_KEYS:
+            raise NotAcceptable(
+                f"JSON cannot hold tensors under just the names {', '.join(bundle.names)}: such a map is one tensor"
+            )
+        return {name: _written(tensor) for name, tensor in zip(bundle.names, bundle.tensors, strict=True)}
+    if bundle.single:
+        (tensor,) = bundle.tensors
+        # Alone, `[]` would be read as a list of no tensors.
+        return _written_plain(tensor) if tensor.shape == (0,) else _written(tensor)
+    # A list of nested lists would be read as one tensor.
+    return [_written_plain(tensor) for tensor in bundle.tensors]
+
+
+def _written(tensor: WireTensor) -> Value:
+    # Nested lists have no place for a dtype, nor for a dimension inside one that is empty.
+    if tensor.style != "nested" or tensor.dtype != _NESTED_DTYPE or 0 in tensor.shape[:-1]:
+        return _written_plain(tensor)
+    level: list[Value] = _elements(tensor)
+    for i in range(len(tensor.shape) - 1, -1, -1):
+        length = tensor.shape[i]
+        level = [level[j * length : (j + 1) * length] for j in range(math.prod(tensor.shape[:i]))]
+    (value,) = level
+    return value
+
+
+def _written_plain(tensor: WireTensor) -> Value:
+    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), "data": _elements(tensor)}
+
+
+def _elements(tensor: WireTensor) -> list[Value]:
+    """The elements in C order, as Python numbers, the non-finite ones as strings."""
+    data = in_c_order(tensor)
+    if tensor.dtype.name == "bfloat16":
+        array = (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
+    else:
+        array = np.frombuffer(data, DESCR_OF[tensor.dtype.name])
+    elements: list[Value] = array.tolist()
+    for i in np.flatnonzero(~np.isfinite(array)):
+        element = array[i]
+        elements[i] = "NaN" if np.isnan(element) else "Infinity" if element > 0 else "-Infinity"
+    return elements
