@@ -125,6 +125,12 @@ class _Server(uvicorn.Server):
             self.should_exit = True
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what is in flight end, then close the device; uvicorn leaves that out when it is told to hurry."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
 
 def run(settings: Settings) -> None:
     """Serve with as many workers as the settings say."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from service.client.errors import ProtocolError
 from service.errors import BY_CODE, CapacityError, RequestError, StequantError
+from service.wire import parse_content_type
 
 # A problem document is a few hundred bytes; of another server's error page the beginning is enough.
 MAX_ERROR_BYTES = 64 * 1024
@@ -29,7 +30,7 @@ class Answer:
     @property
     def media_type(self) -> str:
         """The `Content-Type` without its parameters, in lower case."""
-        return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower()
+        return parse_content_type(self.headers.get("content-type", ""))
 
 
 class AnswerBuffer:

@@ -20,7 +20,7 @@ from service.wire.message import Bundle
 
 Wire = Literal["npy", "msgpack"]
 Result = TypeVar("Result")
-Piece = bytes | memoryview
+Piece = bytes | bytearray | memoryview
 
 PIECE_BYTES = 1024 * 1024
 # Smaller parts are sent together: a call with thousands of small tensors is not thousands of writes.
@@ -38,36 +38,36 @@ class Exchange(Generic[Result]):
     target: str
     read: Callable[[Answer], Result]
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: tuple[Piece, ...] = ()
+    body: tuple[bytes | memoryview, ...] = ()
     max_answer_bytes: int = MAX_DOCUMENT_BYTES
 
     def pieces(self) -> Iterator[Piece]:
         """The body, piece by piece, from its beginning; slices of the callers' tensors, not copies."""
         together = bytearray()
         for part in self.body:
-            if len(together) + len(part) <= JOINED_BELOW_BYTES:
+            if len(part) < JOINED_BELOW_BYTES:
                 together += part
-                continue
-            if together:
-                yield bytes(together)
-                together.clear()
-            view = memoryview(part)
-            for start in range(0, len(view), PIECE_BYTES):
-                yield view[start : start + PIECE_BYTES]
+            if together and (len(together) >= JOINED_BELOW_BYTES or len(part) >= JOINED_BELOW_BYTES):
+                yield together
+                together = bytearray()
+            if len(part) >= JOINED_BELOW_BYTES:
+                view = memoryview(part)
+                for start in range(0, len(view), PIECE_BYTES):
+                    yield view[start : start + PIECE_BYTES]
         if together:
-            yield bytes(together)
+            yield together
 
 
 def quantize(expression: str | Expression, x: Tensors, tensors: Mapping[str, Array], wire: Wire | None) -> Exchange[Tensors]:
     """`POST /quantize`: `y`, in the structure of `x`."""
     structure = Structure.of(x, "x")
-    used = _format(wire, structure, tensors)
+    form = _format(wire, structure, tensors)
     sent = _send_all(structure.split(x, "x"))
     own = _send_own(tensors)
     return _post(
         "/quantize",
         expression,
-        used,
+        form,
         message={"x": _bundle(structure, sent)} | {name: Bundle.of(one.wire) for name, one in own.items()},
         expected={"y": _Expected(structure, sent)},
         read=lambda results: results["y"],
@@ -79,7 +79,7 @@ def grad(
 ) -> Exchange[tuple[Tensors, dict[str, Array]]]:
     """`POST /grad`: the gradient in the structure of `x` (of `grad_output` where `x` is None), and those of the tensors."""
     structure = Structure.of(grad_output, "grad_output") if x is None else Structure.of(x, "x")
-    used = _format(wire, structure, tensors, lacks_x=x is None)
+    form = _format(wire, structure, tensors, lacks_x=x is None)
     outputs = _send_all(structure.split(grad_output, "grad_output"))
     inputs = outputs if x is None else _send_all(structure.split(x, "x"))
     own = _send_own(tensors)
@@ -90,7 +90,7 @@ def grad(
     return _post(
         "/grad",
         expression,
-        used,
+        form,
         message=message,
         expected={"grad_x": _Expected(structure, inputs)}
         | {f"grad_{name}": _Expected(single, (one,)) for name, one in own.items()},
@@ -156,14 +156,12 @@ def _format(wire: Wire | None, structure: Structure, tensors: Mapping[str, Array
         "an empty list": structure.count == 0,
         "names": structure.kind == "dict",
     }
-    if wire is None:
-        wire = "msgpack" if any(reasons.values()) else "npy"
-    if wire == "npy":
-        # Names stay here: the values travel in order and come back in order.
-        for reason, holds in reasons.items():
-            if holds and reason != "names":
-                raise NotAcceptable(f"npy cannot hold {reason}; leave the client's format out, or choose 'msgpack'")
-    return FORMATS[wire]
+    form = FORMATS[wire or ("msgpack" if any(reasons.values()) else "npy")]
+    # The names of `x` may stay here: its values travel in order and come back in order.
+    lacking = [reason for reason, holds in reasons.items() if holds and reason != "names"]
+    if lacking and not form.holds_names:
+        raise NotAcceptable(f"{form.name} cannot hold {lacking[0]}; leave the client's format out, or choose 'msgpack'")
+    return form
 
 
 def _send_all(labelled: list[tuple[str, Array]]) -> tuple[Sent, ...]:
@@ -181,25 +179,25 @@ def _bundle(structure: Structure, sent: tuple[Sent, ...]) -> Bundle:
 def _post(
     path: str,
     expression: str | Expression,
-    used: Format,
+    form: Format,
     *,
     message: Mapping[str, Bundle],
     expected: Mapping[str, _Expected],
     read: Callable[[dict[str, Tensors]], Result],
 ) -> Exchange[Result]:
-    body = tuple(used.encode(message))
+    body = tuple(form.encode(message))
 
     def read_answer(answer: Answer) -> Result:
         expect_success(answer)
-        return read(_results(answer, used, expected))
+        return read(_results(answer, form, expected))
 
     return Exchange(
         "POST",
         f"{path}?op={_quoted(expression)}",
         read_answer,
         {
-            "Accept": used.media_type,
-            "Content-Type": used.media_type,
+            "Accept": form.media_type,
+            "Content-Type": form.media_type,
             # With a length httpx does not send the pieces as chunks.
             "Content-Length": str(sum(map(len, body))),
         },
@@ -208,13 +206,13 @@ def _post(
     )
 
 
-def _results(answer: Answer, used: Format, expected: Mapping[str, _Expected]) -> dict[str, Tensors]:
-    if answer.media_type not in (used.media_type, *used.aliases):
-        raise ProtocolError(f"the answer is {answer.media_type or 'without Content-Type'!r}, asked for was {used.media_type!r}")
+def _results(answer: Answer, form: Format, expected: Mapping[str, _Expected]) -> dict[str, Tensors]:
+    if answer.media_type not in form.media_types:
+        raise ProtocolError(f"the answer is {answer.media_type or 'without Content-Type'!r}, asked for was {form.media_type!r}")
     try:
-        message = used.decode(answer.body, tuple(expected), max(len(expected), sum(len(one.like) for one in expected.values())))
+        message = form.decode(answer.body, tuple(expected), max(len(expected), sum(len(one.like) for one in expected.values())))
     except RequestError as error:
-        raise ProtocolError(f"the answer cannot be read as {used.name}: {error.detail}") from error
+        raise ProtocolError(f"the answer cannot be read as {form.name}: {error.detail}") from error
     if set(message) != set(expected):
         raise ProtocolError(f"the answer holds {sorted(message)}, expected {sorted(expected)}")
     return {name: one.read(name, message[name]) for name, one in expected.items()}

@@ -82,14 +82,14 @@ class Configuration:
 def configure(
     base_url: str,
     *,
-    timeout: float | httpx.Timeout | None,
-    retries: int | RetryPolicy,
-    deadline_s: float | None,
-    api_key: str | None,
-    format: Wire | None,  # noqa: A002  # the name that callers use
-    max_connections: int,
-    trust_env: bool,
-    verify: ssl.SSLContext | bool,
+    timeout: float | httpx.Timeout | None = DEFAULT_TIMEOUT_S,
+    retries: int | RetryPolicy = DEFAULT_RETRIES,
+    deadline_s: float | None = None,
+    api_key: str | None = None,
+    format: Wire | None = None,  # noqa: A002  # the caller's word for it
+    max_connections: int = DEFAULT_CONNECTIONS,
+    trust_env: bool = True,
+    verify: ssl.SSLContext | bool = True,
     environment: Mapping[str, str] = os.environ,
 ) -> Configuration:
     """A client's arguments, checked: `ValueError` names the one that is not allowed."""

@@ -93,6 +93,7 @@ class _Http(HttpToolsProtocol):
         self.unsent_bytes = 0
         self.head_bytes = 0
         self.fed_bytes = 0
+        self.in_message = False
         self.is_last = False
 
     # The loop -----------------------------------------------------------------------------------------
@@ -243,6 +244,7 @@ class _Http(HttpToolsProtocol):
         self.expect_100_continue = False
         self.head_bytes = 0
         self.fed_bytes = 0
+        self.in_message = True
         if self.phase is not Phase.WORK and self.phase is not Phase.LEAVING:
             self._enter(Phase.HEAD, self.settings.header_timeout_s)
 
@@ -298,6 +300,7 @@ class _Http(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request has come whole."""
+        self.in_message = False
         if isinstance(self.cycle, DirectCycle):
             if not self.cycle.remaining_bytes:  # after an ignored upgrade the parser takes the body for something else
                 self._received(self.cycle)
@@ -454,7 +457,8 @@ class _Http(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             self.phase, self.deadline = Phase.WORK, NEVER
-        elif isinstance(cycle, DirectCycle) and cycle.remaining_bytes:
+        elif cycle.remaining_bytes if isinstance(cycle, DirectCycle) else self.in_message:
+            # Answered before its body had come, which is skipped.
             self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
         elif self.is_last:
             self.transport.close()
@@ -478,14 +482,14 @@ class _Http(HttpToolsProtocol):
         if self.transport.is_closing() or self.phase is Phase.LINGER:
             return
         answer = problem(error)
-        cycle = DirectCycle(Head("-", "-", b"", ()), 0, keep_alive=False, expects_continue=False)
+        # Whatever follows is skipped, so there is always something to come.
+        cycle = DirectCycle(Head("-", "-", b"", ()), 1, keep_alive=False, expects_continue=False)
         if self.cycle is not None and not self.cycle.response_complete:
             # Earlier requests of this connection are still to be answered; then this refusal, then the end.
             cycle.answer = answer
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
             return
-        cycle.remaining_bytes = 1  # whatever follows is skipped
         self.cycle = cycle  # type: ignore[assignment]
         self._respond(cycle, answer)
 

@@ -1,0 +1,60 @@
+# Everything is set up in .venv; nothing is installed outside of it.
+#   make serve [PORT=8000]   set up and serve        make test        set up and run the tests
+#   make test-slow           the tests of minutes    make lint        style, types
+#   make bench               measure                 make clean       remove .venv
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-slow lint format bench bench-ops build clean python
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# The first of these that really is Python 3.11 or newer (a name on the PATH may be an empty shim).
+CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14 python
+PYTHON ?= $(shell for candidate in $(CANDIDATES); do \
+	$$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$candidate && break; done)
+
+help:
+	@sed -n '2,4p' Makefile | cut -c 3-
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer, with its venv module, is needed and was not found; name one with PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version); the first time takes a few minutes."
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.server: pyproject.toml constraints.txt | $(BIN)/python
+	@$(PIP) --editable '.[server]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@$(PIP) --editable '.[server,dev]'
+	@touch $@ $(VENV)/.server
+
+serve: $(VENV)/.server
+	@exec $(BIN)/stequant serve $(if $(PORT),--port $(PORT))
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks http
+
+bench-ops: $(VENV)/.dev
+	$(BIN)/python -m benchmarks operators
+
+build: $(VENV)/.dev
+	$(BIN)/python -m build --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
