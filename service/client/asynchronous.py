@@ -12,7 +12,7 @@ import httpx
 
 from service.client import calls
 from service.client.answers import Answer, AnswerBuffer
-from service.client.calls import Exchange, Piece, Wire
+from service.client.calls import Exchange, Kind, Piece, Wire
 from service.client.configuration import (
     DEFAULT_BASE_URL,
     DEFAULT_CONNECTIONS,
@@ -26,6 +26,7 @@ from service.client.retries import Attempts, RetryPolicy
 from service.client.tensors import Array, Tensors
 from service.errors import RequestError, StequantError
 from service.ops import Expression
+from service.wire.message import Message
 
 Result = TypeVar("Result")
 SomeTensors = TypeVar("SomeTensors", bound=Tensors)
@@ -95,6 +96,10 @@ class AsyncClient:
         """Carry `grad_output`, the gradient of a loss with respect to `y`, back to `x`; see `Client.grad`."""
         grad_x, grads = await self._call(calls.grad(expression, x, grad_output, tensors, self._config.wire))
         return (grad_x, grads) if tensors else grad_x
+
+    async def exchange(self, kind: Kind, expression: str | Expression, message: Message) -> Message:
+        """The same calls on described bytes, for callers who hold no arrays; see `Client.exchange`."""
+        return await self._call(calls.exchange(kind, expression, message, self._config.wire, lambda results: results))
 
     async def operators(self) -> list[dict[str, object]]:
         """The operators that the server knows, described: name, parameters with bounds, formula, gradient, sources."""

@@ -12,7 +12,7 @@ import httpx
 
 from service.client import calls
 from service.client.answers import Answer, AnswerBuffer
-from service.client.calls import Exchange, Piece, Wire
+from service.client.calls import Exchange, Kind, Piece, Wire
 from service.client.configuration import (
     DEFAULT_BASE_URL,
     DEFAULT_CONNECTIONS,
@@ -26,6 +26,7 @@ from service.client.retries import Attempts, RetryPolicy
 from service.client.tensors import Array, Tensors
 from service.errors import RequestError, StequantError
 from service.ops import Expression
+from service.wire.message import Message
 
 Result = TypeVar("Result")
 SomeTensors = TypeVar("SomeTensors", bound=Tensors)
@@ -154,6 +155,24 @@ class Client:
         """
         grad_x, grads = self._call(calls.grad(expression, x, grad_output, tensors, self._config.wire))
         return (grad_x, grads) if tensors else grad_x
+
+    def exchange(self, kind: Kind, expression: str | Expression, message: Message) -> Message:
+        """The same calls on described bytes, for callers who hold no arrays: bundles in, bundles out.
+
+        Arguments:
+            kind: 'quantize' or 'grad'.
+            expression: as for `quantize`.
+            message: `x`, `grad_output` and the tensor parameters, by these names.
+
+        Returns:
+            `y`, or `grad_x` and `grad_<name>` for each tensor parameter; dtypes, shapes and names are
+            those of what was sent.
+
+        Raises:
+            MissingTensor: there is nothing to quantize or to carry back; else as `quantize`.
+
+        """
+        return self._call(calls.exchange(kind, expression, message, self._config.wire, lambda results: results))
 
     def operators(self) -> list[dict[str, object]]:
         """The operators that the server knows, described: name, parameters with bounds, formula, gradient, sources."""

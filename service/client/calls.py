@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -13,11 +12,12 @@ from service.client.answers import Answer, expect_success
 from service.client.errors import ProtocolError
 from service.client.structure import Structure
 from service.client.tensors import Array, Sent, Tensors, send
-from service.errors import NotAcceptable, RequestError
+from service.errors import MissingTensor, NotAcceptable, RequestError
 from service.ops import Expression
 from service.wire import FORMATS, Format
-from service.wire.message import Bundle
+from service.wire.message import Bundle, Message
 
+Kind = Literal["quantize", "grad"]
 Wire = Literal["npy", "msgpack"]
 Result = TypeVar("Result")
 Piece = bytes | bytearray | memoryview
@@ -28,6 +28,7 @@ JOINED_BELOW_BYTES = 64 * 1024
 # What one tensor may take in an answer beside its elements: its dtype, shape, padding and keys.
 MAX_DESCRIPTION_BYTES = 4096
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
+_OPERANDS = ("x", "grad_output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,42 +60,59 @@ class Exchange(Generic[Result]):
 
 
 def quantize(expression: str | Expression, x: Tensors, tensors: Mapping[str, Array], wire: Wire | None) -> Exchange[Tensors]:
-    """`POST /quantize`: `y`, in the structure of `x`."""
+    """`POST /quantize` of arrays: `y`, in the structure of `x`."""
     structure = Structure.of(x, "x")
-    form = _format(wire, structure, tensors)
-    sent = _send_all(structure.split(x, "x"))
-    own = _send_own(tensors)
-    return _post(
-        "/quantize",
-        expression,
-        form,
-        message={"x": _bundle(structure, sent)} | {name: Bundle.of(one.wire) for name, one in own.items()},
-        expected={"y": _Expected(structure, sent)},
-        read=lambda results: results["y"],
-    )
+    inputs = _send_all(structure, x, "x")
+    message = {"x": _bundle(structure, inputs)} | _bundles(_send_own(tensors))
+
+    def read(results: Message) -> Tensors:
+        return _restored(structure, inputs, results["y"])
+
+    return exchange("quantize", expression, message, wire, read)
 
 
 def grad(
     expression: str | Expression, x: Tensors | None, grad_output: Tensors, tensors: Mapping[str, Array], wire: Wire | None
 ) -> Exchange[tuple[Tensors, dict[str, Array]]]:
-    """`POST /grad`: the gradient in the structure of `x` (of `grad_output` where `x` is None), and those of the tensors."""
+    """`POST /grad` of arrays: the gradient in the structure of `x` (`grad_output` where that is None), and those of the tensors."""
     structure = Structure.of(grad_output, "grad_output") if x is None else Structure.of(x, "x")
-    form = _format(wire, structure, tensors, lacks_x=x is None)
-    outputs = _send_all(structure.split(grad_output, "grad_output"))
-    inputs = outputs if x is None else _send_all(structure.split(x, "x"))
+    outputs = _send_all(structure, grad_output, "grad_output")
+    inputs = outputs if x is None else _send_all(structure, x, "x")
     own = _send_own(tensors)
     message = {} if x is None else {"x": _bundle(structure, inputs)}
-    message["grad_output"] = _bundle(structure, outputs)
-    message |= {name: Bundle.of(one.wire) for name, one in own.items()}
-    single = Structure("single", 1)
-    return _post(
-        "/grad",
-        expression,
-        form,
-        message=message,
-        expected={"grad_x": _Expected(structure, inputs)}
-        | {f"grad_{name}": _Expected(single, (one,)) for name, one in own.items()},
-        read=lambda results: (results["grad_x"], {name: results[f"grad_{name}"] for name in own}),  # type: ignore[misc]
+    message |= {"grad_output": _bundle(structure, outputs)} | _bundles(own)
+
+    def read(results: Message) -> tuple[Tensors, dict[str, Array]]:
+        grads = {name: one.kind.restore(results[f"grad_{name}"].tensors[0]) for name, one in own.items()}
+        return _restored(structure, inputs, results["grad_x"]), grads
+
+    return exchange("grad", expression, message, wire, read)
+
+
+def exchange(
+    kind: Kind, expression: str | Expression, message: Message, wire: Wire | None, read: Callable[[Message], Result]
+) -> Exchange[Result]:
+    """`POST /quantize` or `/grad` of described bytes; `read` gets what came back, checked against what was sent."""
+    form = _format(wire, message)
+    body = tuple(form.encode(message))
+    expected = _expected(kind, message)
+
+    def read_answer(answer: Answer) -> Result:
+        expect_success(answer)
+        return read(_results(answer, form, expected))
+
+    return Exchange(
+        "POST",
+        f"/{kind}?op={_quoted(expression)}",
+        read_answer,
+        {
+            "Accept": form.media_type,
+            "Content-Type": form.media_type,
+            # With a length httpx does not send the pieces as chunks.
+            "Content-Length": str(sum(map(len, body))),
+        },
+        body,
+        max_answer_bytes=_max_answer_bytes(expected),
     )
 
 
@@ -119,42 +137,39 @@ def probe(path: Literal["/healthz", "/readyz"]) -> Exchange[None]:
     return Exchange("GET", path, expect_success)
 
 
-# A tensor call ---------------------------------------------------------------------------------------
+# Arrays and messages ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """What an answer has to hold under one name: results of these dtypes and shapes, in this structure."""
-
-    structure: Structure
-    like: tuple[Sent, ...]
-
-    def read(self, name: str, bundle: Bundle) -> Tensors:
-        """The results as the caller gets them; `ProtocolError` where they are not what the call asked for."""
-        tensors = bundle.tensors
-        if len(tensors) != len(self.like):
-            raise ProtocolError(f"{name!r} has {len(tensors)} tensors, expected {len(self.like)}")
-        if bundle.names is not None:
-            if set(bundle.names) != set(self.structure.names or ()):
-                raise ProtocolError(f"{name!r} has the names {sorted(bundle.names)}, expected {self.structure}")
-            by_name = dict(zip(bundle.names, tensors, strict=True))
-            tensors = tuple(by_name[key] for key in self.structure.names or ())
-        for tensor, like in zip(tensors, self.like, strict=True):
-            if (tensor.dtype, tensor.shape) != (like.wire.dtype, like.wire.shape):
-                raise ProtocolError(
-                    f"{name!r} has a tensor of dtype {tensor.dtype.name} and shape {tensor.shape}, "
-                    f"expected {like.wire.dtype.name} and {like.wire.shape}"
-                )
-        return self.structure.join(like.kind.restore(tensor) for tensor, like in zip(tensors, self.like, strict=True))
+def _send_all(structure: Structure, value: Tensors, field: str) -> tuple[Sent, ...]:
+    return tuple(send(tensor, label) for label, tensor in structure.split(value, field))
 
 
-def _format(wire: Wire | None, structure: Structure, tensors: Mapping[str, Array], *, lacks_x: bool = False) -> Format:
+def _send_own(tensors: Mapping[str, Array]) -> dict[str, Sent]:
+    return {name: send(tensor, name) for name, tensor in tensors.items()}
+
+
+def _bundle(structure: Structure, sent: tuple[Sent, ...]) -> Bundle:
+    return Bundle(tuple(one.wire for one in sent), structure.names, single=structure.kind == "single")
+
+
+def _bundles(sent: Mapping[str, Sent]) -> dict[str, Bundle]:
+    return {name: Bundle.of(one.wire) for name, one in sent.items()}
+
+
+def _restored(structure: Structure, sent: tuple[Sent, ...], results: Bundle) -> Tensors:
+    return structure.join(one.kind.restore(tensor) for one, tensor in zip(sent, results.tensors, strict=True))
+
+
+# Messages and bytes ----------------------------------------------------------------------------------
+
+
+def _format(wire: Wire | None, message: Message) -> Format:
     """The format of a call: npy where it can hold it, for it leaves every tensor aligned and in its order."""
     reasons = {
-        "tensor parameters": bool(tensors),
-        "a call without 'x'": lacks_x,
-        "an empty list": structure.count == 0,
-        "names": structure.kind == "dict",
+        "tensor parameters": not set(message) <= set(_OPERANDS),
+        "a call without 'x'": "x" not in message,
+        "an empty list": not all(bundle.tensors for bundle in message.values()),
+        "names": any(bundle.names is not None for bundle in message.values()),
     }
     form = FORMATS[wire or ("msgpack" if any(reasons.values()) else "npy")]
     # The names of `x` may stay here: its values travel in order and come back in order.
@@ -164,65 +179,55 @@ def _format(wire: Wire | None, structure: Structure, tensors: Mapping[str, Array
     return form
 
 
-def _send_all(labelled: list[tuple[str, Array]]) -> tuple[Sent, ...]:
-    return tuple(send(value, label) for label, value in labelled)
+def _expected(kind: Kind, message: Message) -> Message:
+    """What the answer holds: results of the dtypes, shapes and names of what is sent here."""
+    operand = message.get("x") if kind == "quantize" else message.get("x", message.get("grad_output"))
+    if operand is None:
+        raise MissingTensor(f"{'x' if kind == 'quantize' else 'grad_output'!r} is missing")
+    if kind == "quantize":
+        return {"y": operand}
+    return {"grad_x": operand} | {f"grad_{name}": bundle for name, bundle in message.items() if name not in _OPERANDS}
 
 
-def _send_own(tensors: Mapping[str, Array]) -> dict[str, Sent]:
-    return {name: send(value, name) for name, value in tensors.items()}
-
-
-def _bundle(structure: Structure, sent: tuple[Sent, ...]) -> Bundle:
-    return Bundle(tuple(one.wire for one in sent), structure.names, single=structure.kind == "single")
-
-
-def _post(
-    path: str,
-    expression: str | Expression,
-    form: Format,
-    *,
-    message: Mapping[str, Bundle],
-    expected: Mapping[str, _Expected],
-    read: Callable[[dict[str, Tensors]], Result],
-) -> Exchange[Result]:
-    body = tuple(form.encode(message))
-
-    def read_answer(answer: Answer) -> Result:
-        expect_success(answer)
-        return read(_results(answer, form, expected))
-
-    return Exchange(
-        "POST",
-        f"{path}?op={_quoted(expression)}",
-        read_answer,
-        {
-            "Accept": form.media_type,
-            "Content-Type": form.media_type,
-            # With a length httpx does not send the pieces as chunks.
-            "Content-Length": str(sum(map(len, body))),
-        },
-        body,
-        max_answer_bytes=_max_answer_bytes(expected),
-    )
-
-
-def _results(answer: Answer, form: Format, expected: Mapping[str, _Expected]) -> dict[str, Tensors]:
+def _results(answer: Answer, form: Format, expected: Message) -> Message:
     if answer.media_type not in form.media_types:
         raise ProtocolError(f"the answer is {answer.media_type or 'without Content-Type'!r}, asked for was {form.media_type!r}")
     try:
-        message = form.decode(answer.body, tuple(expected), max(len(expected), sum(len(one.like) for one in expected.values())))
+        message = form.decode(answer.body, tuple(expected), max(len(expected), _count(expected)))
     except RequestError as error:
         raise ProtocolError(f"the answer cannot be read as {form.name}: {error.detail}") from error
     if set(message) != set(expected):
         raise ProtocolError(f"the answer holds {sorted(message)}, expected {sorted(expected)}")
-    return {name: one.read(name, message[name]) for name, one in expected.items()}
+    return {name: _checked(name, message[name], like) for name, like in expected.items()}
 
 
-def _max_answer_bytes(expected: Mapping[str, _Expected]) -> int:
-    sent = chain.from_iterable(one.like for one in expected.values())
-    elements = sum(len(one.wire.data) + MAX_DESCRIPTION_BYTES for one in sent)
-    names = sum(len(name.encode(errors="replace")) for one in expected.values() for name in one.structure.names or ())
-    return elements + names + MAX_DESCRIPTION_BYTES
+def _checked(name: str, results: Bundle, like: Bundle) -> Bundle:
+    """The results in the order and with the names of what they are results of."""
+    tensors = results.tensors
+    if len(tensors) != len(like.tensors):
+        raise ProtocolError(f"{name!r} has {len(tensors)} tensors, expected {len(like.tensors)}")
+    if results.names is not None:
+        if set(results.names) != set(like.names or ()):
+            raise ProtocolError(f"{name!r} has the names {sorted(results.names)}, expected {sorted(like.names or ())}")
+        by_name = dict(zip(results.names, tensors, strict=True))
+        tensors = tuple(by_name[key] for key in like.names or ())
+    for got, sent in zip(tensors, like.tensors, strict=True):
+        if (got.dtype, got.shape) != (sent.dtype, sent.shape):
+            raise ProtocolError(
+                f"{name!r} has a tensor of dtype {got.dtype.name} and shape {got.shape}, "
+                f"expected {sent.dtype.name} and {sent.shape}"
+            )
+    return Bundle(tensors, like.names, like.single)
+
+
+def _count(message: Message) -> int:
+    return sum(len(bundle.tensors) for bundle in message.values())
+
+
+def _max_answer_bytes(expected: Message) -> int:
+    elements = sum(len(tensor.data) for bundle in expected.values() for tensor in bundle.tensors)
+    names = sum(len(name.encode(errors="replace")) for bundle in expected.values() for name in bundle.names or ())
+    return elements + names + MAX_DESCRIPTION_BYTES * (_count(expected) + 1)
 
 
 def _quoted(expression: str | Expression) -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from service.errors import CapacityError, StequantError
+from service.errors import CapacityError, StequantError, UriTooLong
 
 
 class ConnectionFailed(CapacityError, ConnectionError):
@@ -33,19 +33,23 @@ class ProtocolError(StequantError):
 
 
 # First match wins: httpx derives its own classes from one another.
-_OURS: tuple[tuple[type[httpx.TransportError], type[StequantError]], ...] = (
+_OURS: tuple[tuple[type[httpx.RequestError], type[StequantError]], ...] = (
     (httpx.ConnectTimeout, ConnectionFailed),
     (httpx.TimeoutException, TimedOut),
     (httpx.TransportError, ConnectionFailed),
+    (httpx.RequestError, ProtocolError),
 )
 
 
 @contextmanager
 def translated(method: str, url: str) -> Iterator[None]:
-    """Raise httpx's transport errors as ours; the message says what was asked of whom."""
+    """Raise httpx's errors as ours; the message says what was asked of whom."""
     try:
         yield
-    except httpx.TransportError as error:
+    except httpx.InvalidURL as error:
+        # The address was checked before, the expression is quoted: only its length is left.
+        raise UriTooLong(f"the URL has {len(url)} characters: {error}") from error
+    except httpx.RequestError as error:
         ours = next(ours for theirs, ours in _OURS if isinstance(error, theirs))
         target = url.partition("?")[0]
         raise ours(f"{method} {target}: {type(error).__name__} {error}".rstrip(), retry_after_s=None) from error

@@ -45,7 +45,8 @@ class Sent:
 def send(value: Array, label: str) -> Sent:
     """The bytes of an array or a tensor; a message calls it `label`.
 
-    Memory in Fortran order stays as it lies; the format decides what becomes of it. Raises `TypeError` for what is neither an array nor a tensor, `UnsupportedDtype` for all but the four dtypes.
+    Memory in Fortran order stays as it lies; the format decides what becomes of it.
+    Raises `TypeError` for what is neither an array nor a tensor, `UnsupportedDtype` for all but the four dtypes.
     """
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
