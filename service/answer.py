@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.errors import MethodNotAllowed, StequantError, Unauthorized
 
@@ -15,20 +15,20 @@ _TYPE_PREFIX = "urn:stequant:problem:"
 Piece = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What goes back: `pieces` are sent one after the other, as they are."""
 
     status: int
     media_type: str
     pieces: Sequence[Piece]
+    length: int
     headers: tuple[tuple[bytes, bytes], ...] = ()
     code: str = ""
 
-    @property
-    def length(self) -> int:
-        """The length of the body, in bytes."""
-        return sum(piece.nbytes if isinstance(piece, memoryview) else len(piece) for piece in self.pieces)
+    @classmethod
+    def of(cls, status: int, media_type: str, pieces: Sequence[Piece]) -> Answer:
+        """An answer without further headers; its length is that of the pieces, which are all of bytes."""
+        return cls(status, media_type, pieces, sum(map(len, pieces)))
 
     def header_pairs(self) -> list[tuple[bytes, bytes]]:
         """All headers of the answer."""
@@ -37,6 +37,10 @@ class Answer:
             (b"content-length", b"%d" % self.length),
             *self.headers,
         ]
+
+
+# Nobody was there to take the answer; counted under the status that nginx made customary for it.
+CALLER_GONE = Answer(499, "", (), 0)
 
 
 def problem(error: StequantError) -> Answer:
@@ -56,4 +60,4 @@ def problem(error: StequantError) -> Answer:
     if isinstance(error, Unauthorized):
         headers.append((b"www-authenticate", b'Bearer realm="stequant"'))
     body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-    return Answer(error.status, PROBLEM_MEDIA_TYPE, (body,), tuple(headers), error.code)
+    return Answer(error.status, PROBLEM_MEDIA_TYPE, (body,), len(body), tuple(headers), error.code)

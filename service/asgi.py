@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from service.answer import Answer, problem
+from service.answer import CALLER_GONE, Answer, problem
 from service.core import PATHS, Core, Job, check_length
 from service.device.buffers import allocate
 from service.errors import MalformedBody, StequantError
@@ -25,10 +25,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # A chunked body says nothing of its size: memory is reserved in steps of this many bytes.
 _CHUNKED_STEP_BYTES = 2**20
-
-
-# Counted like an answer, under the status that nginx made customary for it.
-_CALLER_GONE = Answer(499, "", ())
 
 
 class CallerGone(Exception):
@@ -57,7 +53,7 @@ class HotPaths:
         started = time.perf_counter()
         job: Job | None = None
         received_bytes = 0
-        answer = _CALLER_GONE
+        answer = CALLER_GONE
         try:
             try:
                 job = self.core.admit(head)
@@ -68,7 +64,7 @@ class HotPaths:
                 answer = problem(error)
             await _write(answer, send)
         except CallerGone:
-            answer = _CALLER_GONE
+            answer = CALLER_GONE
         finally:
             self.core.done(head, answer, job, received_bytes, started)
 
@@ -105,24 +101,25 @@ class HotPaths:
 
 async def _read(core: Core, job: Job, receive: Receive) -> memoryview:
     """The body, in memory that its tensors can keep; checked against its announced length and the limit."""
-    if job.length is None:
+    length = job.terms.length
+    if length is None:
         return await _read_chunked(core, job, receive)
-    body = allocate(job.length)
+    body = allocate(length)
     filled = 0
     async for piece in _pieces(receive):
-        if filled + len(piece) > job.length:
-            raise MalformedBody(f"the body is longer than its 'Content-Length' of {job.length}")
+        if filled + len(piece) > length:
+            raise MalformedBody(f"the body is longer than its 'Content-Length' of {length}")
         body[filled : filled + len(piece)] = piece
         filled += len(piece)
-    if filled < job.length:
-        raise MalformedBody(f"the body has {filled} bytes, its 'Content-Length' says {job.length}")
+    if filled < length:
+        raise MalformedBody(f"the body has {filled} bytes, its 'Content-Length' says {length}")
     return body
 
 
 async def _read_chunked(core: Core, job: Job, receive: Receive) -> memoryview:
     body = bytearray()
     async for piece in _pieces(receive):
-        check_length(len(body) + len(piece), job.limit_bytes, job.format)
+        check_length(len(body) + len(piece), job.terms.limit_bytes, job.terms.format)
         while job.reserved_bytes < len(body) + len(piece):
             core.reserve(job, _CHUNKED_STEP_BYTES)
         body += piece

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from service.errors import (
     BadTensor,
@@ -21,8 +21,7 @@ from service.wire.message import Bundle, Message, WireTensor
 Kind = Literal["quantize", "grad"]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What the engine computes: `y` of `x`, or the gradients for `grad_output` at `x`.
 
     `x` is None where a gradient does not depend on it and it was left out. `tensors` holds the tensor
@@ -33,7 +32,7 @@ class Call:
     expression: Expression
     x: Bundle | None
     grad_output: Bundle | None = None
-    tensors: Mapping[str, WireTensor] = field(default_factory=dict)
+    tensors: Mapping[str, WireTensor] = MappingProxyType({})
 
     @property
     def operand(self) -> Bundle:
@@ -65,6 +64,8 @@ def plan(kind: Kind, expression: Expression, message: Message) -> Call:
 def _check_names(kind: Kind, expression: Expression, message: Message) -> None:
     names = expression.tensor_names
     operands = fields(kind)
+    if not names and tuple(message) == operands:
+        return
     allowed = (*operands, *names)
     for name in message:
         if name not in allowed:
@@ -99,6 +100,9 @@ def _aligned(x: Bundle, grad_output: Bundle) -> Bundle:
 
 
 def _check_tensors(call: Call) -> None:
+    if call.operand.single and not call.tensors and call.expression.elementwise:
+        call.expression.check(call.operand.tensors[0].dtype)
+        return
     # Many tensors of one call are mostly alike: each kind is checked once.
     kinds = {(tensor.dtype.name, tensor.shape): tensor for tensor in call.operand.tensors}
     dtypes = {tensor.dtype.name: tensor.dtype for tensor in (*kinds.values(), *call.tensors.values())}
@@ -118,7 +122,9 @@ def _check_parameter(name: str, parameter: WireTensor, operands: Iterable[WireTe
         if parameter.dtype is not operand.dtype:
             raise DtypeMismatch(f"{name!r} has dtype {parameter.dtype.name}, but 'x' has dtype {operand.dtype.name}")
         if not _broadcasts(parameter.shape, operand.shape):
-            raise ShapeMismatch(f"{name!r} has shape {parameter.shape}, which does not broadcast to the shape {operand.shape} of 'x'")
+            raise ShapeMismatch(
+                f"{name!r} has shape {parameter.shape}, which does not broadcast to the shape {operand.shape} of 'x'"
+            )
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

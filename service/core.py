@@ -7,9 +7,8 @@ memory of its own, calls `answer` or `answer_at_once`, sends what it gets, and c
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from service import head as heads
 from service import wire
@@ -33,9 +32,12 @@ SMALL_JSON_BYTES = 4 * 1024
 PATHS: dict[str, Kind] = {f"/{kind}": kind for kind in get_args(Kind)}
 
 
-@dataclass(slots=True)
-class Job:
-    """A call whose head was accepted: what is needed to read its body and to answer it."""
+class Terms(NamedTuple):
+    """What the head alone says of a call; the same for every request with the same head.
+
+    `offers` are the formats for the answer, best first; `operator` is the label under which the call
+    is counted.
+    """
 
     kind: Kind
     expression: Expression
@@ -43,14 +45,17 @@ class Job:
     offers: tuple[wire.Choice, ...]
     limit_bytes: int
     length: int | None
-    reserved_bytes: int = 0
-    started: float = field(default_factory=time.perf_counter)
+    operator: str
 
-    @property
-    def operator(self) -> str:
-        """The label under which the call is counted."""
-        operators = self.expression.operators
-        return operators[0].name if len(operators) == 1 else "chain"
+
+class Job:
+    """A call on its way: its terms, and the bytes it has reserved."""
+
+    __slots__ = ("reserved_bytes", "terms")
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.reserved_bytes = 0
 
 
 class Core:
@@ -72,13 +77,15 @@ class Core:
         return found
 
     def admit(self, head: Head) -> Job:
-        """Check a head in the order framing, key, path, method, media type, length, query; reserve its bytes."""
+        """Accept a request by its head, and reserve the bytes of its body."""
+        return self.begin(self.terms(head))
+
+    def terms(self, head: Head) -> Terms:
+        """Check a head in the order framing, key, path, method, media type, length, query."""
         found = self.check(head)
         kind = PATHS[head.path]
         if head.method != "POST":
             raise MethodNotAllowed(f"{head.path} answers POST, not {head.method[:20]}", allow="POST")
-        if not self.ready:
-            raise NotReady("the device is not ready; /readyz says when it is")
         heads.check_encoding(found)
         request_format = wire.of_content_type(found.content_type)
         offers = _offers(found.accept, request_format)
@@ -88,8 +95,16 @@ class Core:
         expression = heads.parse_query(head.query)
         if kind == "grad" and expression.tensor_names:
             offers = _offers_with_names(offers)
-        job = Job(kind, expression, request_format, offers, limit_bytes, found.content_length)
-        self.reserve(job, found.content_length or 0)
+        operators = expression.operators
+        operator = operators[0].name if len(operators) == 1 else "chain"
+        return Terms(kind, expression, request_format, offers, limit_bytes, found.content_length, operator)
+
+    def begin(self, terms: Terms) -> Job:
+        """A job on these terms, its bytes reserved; `NotReady` and `Overloaded` when it is not the time."""
+        if not self.ready:
+            raise NotReady("the device is not ready; /readyz says when it is")
+        job = Job(terms)
+        self.reserve(job, terms.length or 0)
         return job
 
     def reserve(self, job: Job, nbytes: int) -> None:
@@ -99,20 +114,21 @@ class Core:
 
     def is_small(self, job: Job, nbytes: int) -> bool:
         """Whether the event loop may do the work itself."""
-        limit = SMALL_JSON_BYTES if job.format.name == "json" else SMALL_BYTES
+        limit = SMALL_JSON_BYTES if job.terms.format.name == "json" else SMALL_BYTES
         return nbytes <= limit and self.engine.device.small_calls_are_instant
 
     def answer_at_once(self, job: Job, body: memoryview) -> Answer:
         """The answer to a call, computed here and now."""
+        terms = job.terms
         try:
-            message = job.format.decode(body, fields(job.kind), self.settings.max_tensors)
-            result = self.engine.run(plan(job.kind, job.expression, message))
-            answer_format, media_type = job.offers[0]
-            return Answer(200, media_type, answer_format.encode(result))
+            message = terms.format.decode(body, fields(terms.kind), self.settings.max_tensors)
+            result = self.engine.run(plan(terms.kind, terms.expression, message))
+            answer_format, media_type = terms.offers[0]
+            return Answer.of(200, media_type, answer_format.encode(result))
         except StequantError as error:
             return problem(error)
         except Exception:
-            log.exception("a call of %s failed", job.expression)
+            log.exception("a call of %s failed", terms.expression)
             return problem(StequantError("the call failed inside the server; its log has the details"))
 
     async def answer(self, job: Job, body: memoryview) -> Answer:
@@ -126,6 +142,10 @@ class Core:
         if job is not None:
             self.budget.release(job.reserved_bytes)
             job.reserved_bytes = 0
+            operator, format_name = job.terms.operator, job.terms.format.name
+        else:
+            operator = format_name = ""
+        duration_s = time.perf_counter() - started
         exchange = Exchange(
             head.method,
             head.path,
@@ -133,9 +153,9 @@ class Core:
             answer.status,
             received_bytes,
             answer.length,
-            time.perf_counter() - started,
-            job.operator if job is not None else "",
-            job.format.name if job is not None else "",
+            duration_s,
+            operator,
+            format_name,
             answer.code,
         )
         self.metrics.count(exchange)

@@ -21,6 +21,7 @@ class StequantError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retry_after_s = retry_after_s
+        self.request_id: str | None = None
 
 
 class RequestError(StequantError, ValueError):

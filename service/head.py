@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from service.errors import (
@@ -31,8 +31,7 @@ _LISTS = (b"accept", b"transfer-encoding")
 _WANTED = frozenset((*_SINGLE, *_LISTS))
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """Method, path, query and headers of a request, as the wire had them."""
 
     method: str
@@ -42,8 +41,7 @@ class Head:
     http_version: str = "1.1"
 
 
-@dataclass(frozen=True, slots=True)
-class Fields:
+class Fields(NamedTuple):
     """The header fields that the service looks at; a list header is joined, an absent one is None."""
 
     host: str | None = None

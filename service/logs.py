@@ -47,9 +47,9 @@ class TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One record as one line."""
         exchange: Exchange | None = getattr(record, "exchange", None)
-        return _one_line(f"{_time(record)} {record.levelname} {record.getMessage() if exchange is None else _text(exchange)}") + _trace(
-            self, record
-        )
+        return _one_line(
+            f"{_time(record)} {record.levelname} {record.getMessage() if exchange is None else _text(exchange)}"
+        ) + _trace(self, record)
 
 
 class JsonLines(logging.Formatter):
@@ -62,7 +62,7 @@ class JsonLines(logging.Formatter):
         if exchange is None:
             document |= {"message": record.getMessage()}
         else:
-            document |= {name: getattr(exchange, name) for name in Exchange.__slots__ if getattr(exchange, name) != ""}
+            document |= {name: getattr(exchange, name) for name in Exchange._fields if getattr(exchange, name) != ""}
         if record.exc_info:
             document["traceback"] = self.formatException(record.exc_info)
         return json.dumps(document)

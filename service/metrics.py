@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -13,8 +14,7 @@ MEDIA_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(NamedTuple):
     """One request and its answer, as the log and the metrics see them. All labels are of bounded sets."""
 
     method: str
@@ -29,6 +29,9 @@ class Exchange:
     code: str = ""
 
 
+_Series = tuple[Callable[[], None], Callable[[float], None], Callable[[float], None], Callable[[float], None]]
+
+
 class Metrics:
     """The metrics of one application, in a registry of its own."""
 
@@ -40,23 +43,35 @@ class Metrics:
         self._received = Counter("stequant_received_bytes", "Bytes of request bodies", ("route",), registry=self.registry)
         self._sent = Counter("stequant_sent_bytes", "Bytes of answers' bodies", ("route",), registry=self.registry)
         self._seconds = Histogram(
-            "stequant_request_seconds", "Time from the head of a request to its answer", ("route",), buckets=_SECONDS, registry=self.registry
+            "stequant_request_seconds",
+            "Time from the head of a request to its answer",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.in_flight_bytes = Gauge(
             "stequant_in_flight_bytes", "Bytes of bodies in flight", registry=self.registry, multiprocess_mode="livesum"
         )
-        # Looking a label set up takes a lock and a tuple of strings; the sets are few.
-        self._children = lru_cache(maxsize=4096)(self._requests.labels)
+        # Looking a set of labels up takes a lock and a tuple of strings; the sets are few.
+        self._series = lru_cache(maxsize=4096)(self._find_series)
 
     def count(self, exchange: Exchange) -> None:
         """Count one exchange."""
-        self._children(exchange.route, exchange.operator, exchange.format, exchange.status).inc()
+        count, received, sent, seconds = self._series(exchange.route, exchange.operator, exchange.format, exchange.status)
+        count()
         if exchange.code:
             self._errors.labels(exchange.code).inc()
-        if exchange.received_bytes:
-            self._received.labels(exchange.route).inc(exchange.received_bytes)
-        self._sent.labels(exchange.route).inc(exchange.sent_bytes)
-        self._seconds.labels(exchange.route).observe(exchange.duration_s)
+        received(exchange.received_bytes)
+        sent(exchange.sent_bytes)
+        seconds(exchange.duration_s)
+
+    def _find_series(self, route: str, operator: str, format_name: str, status: int) -> _Series:
+        return (
+            self._requests.labels(route, operator, format_name, status).inc,
+            self._received.labels(route).inc,
+            self._sent.labels(route).inc,
+            self._seconds.labels(route).observe,
+        )
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format; summed over the workers where there are several."""

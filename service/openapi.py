@@ -78,9 +78,10 @@ def install(app: FastAPI, settings: Settings) -> None:
     def document() -> Schema:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, description=_ABOUT, routes=app.routes)
-            schema["paths"] = {"/quantize": {"post": _operation("quantize", settings)}, "/grad": {"post": _operation("grad", settings)}} | schema[
-                "paths"
-            ]
+            schema["paths"] = {
+                "/quantize": {"post": _operation("quantize", settings)},
+                "/grad": {"post": _operation("grad", settings)},
+            } | schema["paths"]
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas |= {"Tensor": _TENSOR, "Number": _NUMBER, "NestedLists": _NESTED, "Operand": _OPERAND, "Problem": _PROBLEM}
             if settings.api_keys_file is not None:
@@ -100,14 +101,18 @@ def _operation(kind: Kind, settings: Settings) -> Schema:
         "summary": "Quantize tensors" if quantize else "Push gradients back through a quantizer",
         "description": _table_of_operators(quantize),
         "parameters": [_op_parameter(), *_number_parameters()],
-        "requestBody": {"required": True, "content": {name: content for one in wire.FORMATS.values() for name, content in _request(one, kind, settings)}},
+        "requestBody": {
+            "required": True,
+            "content": {name: content for one in wire.FORMATS.values() for name, content in _request(one, kind, settings)},
+        },
         "responses": {"200": _answer(kind), **_problems()},
     }
 
 
 def _table_of_operators(quantize: bool) -> str:
     rows = (
-        f"| `{name}` | {summary(cls)} | `{describe(cls)['formula' if quantize else 'gradient']}` |" for name, cls in REGISTRY.items()
+        f"| `{name}` | {summary(cls)} | `{describe(cls)['formula' if quantize else 'gradient']}` |"
+        for name, cls in REGISTRY.items()
     )
     return "\n".join(("| operator | | formula |" if quantize else "| operator | | gradient |", "|---|---|---|", *rows))
 
@@ -145,7 +150,7 @@ def _number_parameters() -> list[Schema]:
 
 
 def _number_schema(parameter: Schema) -> Schema:
-    bounds = {word: parameter[word] for word in ("minimum", "exclusiveMinimum", "maximum") if word in parameter}
+    bounds: Schema = {word: parameter[word] for word in ("minimum", "exclusiveMinimum", "maximum") if word in parameter}
     if parameter["type"] == "int":
         return {"type": "integer", **bounds}
     number: Schema = {"type": "number", **bounds}
@@ -157,10 +162,14 @@ def _number_schema(parameter: Schema) -> Schema:
 def _request(one: wire.Format, kind: Kind, settings: Settings) -> list[tuple[str, Schema]]:
     limit = f"At most {settings.limit_of(one.name)} bytes."
     if one.name == "npy":
-        what = "One `.npy` array, or several back to back." if kind == "quantize" else "Pairs of `.npy` arrays: `x`, `grad_output`, …"
+        what = (
+            "One `.npy` array, or several back to back." if kind == "quantize" else "Pairs of `.npy` arrays: `x`, `grad_output`, …"
+        )
         content: Schema = {"schema": {"type": "string", "format": "binary", "description": f"{what} {limit}"}}
     elif one.name == "msgpack":
-        content = {"schema": {"type": "string", "format": "binary", "description": f"A map, as in JSON, with bins for `data`. {limit}"}}
+        content = {
+            "schema": {"type": "string", "format": "binary", "description": f"A map, as in JSON, with bins for `data`. {limit}"}
+        }
     else:
         operands = ["x"] if kind == "quantize" else ["x", "grad_output"]
         content = {
@@ -190,7 +199,9 @@ def _answer(kind: Kind) -> Schema:
         json_schema["patternProperties"] = {"^grad_": {"$ref": "#/components/schemas/Operand"}}
     binary: Schema = {"schema": {"type": "string", "format": "binary"}}
     return {
-        "description": "`y`, in the structure of `x`" if kind == "quantize" else "`grad_x`, in the structure of `x`, and `grad_<name>` for each tensor parameter",
+        "description": "`y`, in the structure of `x`"
+        if kind == "quantize"
+        else "`grad_x`, in the structure of `x`, and `grad_<name>` for each tensor parameter",
         "content": {one.media_type: {"schema": json_schema} if one.name == "json" else binary for one in wire.FORMATS.values()},
     }
 

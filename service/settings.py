@@ -55,7 +55,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _one_body_fits(self) -> Settings:
         if self.in_flight_limit_bytes < self.max_body_bytes:
-            raise ValueError(f"max_in_flight_bytes ({self.max_in_flight_bytes}) must be at least max_body_bytes ({self.max_body_bytes})")
+            raise ValueError(
+                f"max_in_flight_bytes ({self.max_in_flight_bytes}) must be at least max_body_bytes ({self.max_body_bytes})"
+            )
         return self
 
     @property

@@ -47,7 +47,7 @@ def supervise(settings: Settings, sock: socket.socket) -> None:
     configure(settings.log_level, settings.log_format)
     stopping = False
 
-    def stop(sig: int, frame: FrameType | None) -> None:
+    def stop(_sig: int, _frame: FrameType | None) -> None:
         nonlocal stopping
         stopping = True
         for worker in workers:

@@ -30,7 +30,9 @@ def add_command(commands: Commands) -> None:
         return
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f" (default {field.default})"
-        parser.add_argument(flag(name), dest=name, default=None, metavar=name.rpartition("_")[2].upper(), help=f"{field.description}{default}")
+        parser.add_argument(
+            flag(name), dest=name, default=None, metavar=name.rpartition("_")[2].upper(), help=f"{field.description}{default}"
+        )
     parser.set_defaults(run=_run)
 
 

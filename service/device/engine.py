@@ -41,7 +41,9 @@ class Engine:
             expression = parse(example(name))
             for dtype in DTYPES.values():
                 for kind in ("quantize", "grad"):
-                    x, grad_output = (Bundle.of(WireTensor(dtype, (4,), memoryview(bytearray(4 * dtype.itemsize)))) for _ in range(2))
+                    x, grad_output = (
+                        Bundle.of(WireTensor(dtype, (4,), memoryview(bytearray(4 * dtype.itemsize)))) for _ in range(2)
+                    )
                     self.run(Call(kind, expression, x, grad_output if kind == "grad" else None))
 
     async def submit(self, work: Callable[[], Result]) -> Result:
@@ -73,7 +75,7 @@ class Engine:
         in_storage_order = call.expression.elementwise and all(tensor.dim() == 0 for tensor in tensors.values())
         results = []
         for tensor in call.x.tensors:
-            elements = memory.flat(tensor)
+            elements, shared = memory.shared_flat(tensor)
             if in_storage_order:
                 tiles.forward(self.device, call.expression, elements, tensors)
             else:
@@ -81,7 +83,7 @@ class Engine:
                 x = memory.shaped(on_device, tensor)
                 call.expression.forward(x, tensors, out=x)
                 self.device.lower(on_device, elements)
-            results.append(_like(tensor, elements))
+            results.append(tensor if shared else _like(tensor, elements))
         return {"y": Bundle(tuple(results), call.x.names, call.x.single)}
 
     def _grad(self, call: Call) -> Message:
@@ -93,9 +95,9 @@ class Engine:
         totals: dict[str, Tensor] = {}
         for like, x, grad_output in zip(operand.tensors, inputs, call.grad_output.tensors, strict=True):
             if call.expression.elementwise and not call.tensors and (x is None or _lie_alike(x, grad_output)):
-                elements = memory.flat(grad_output)
+                elements, shared = memory.shared_flat(grad_output)
                 tiles.backward(self.device, call.expression, None if x is None else memory.flat(x), elements)
-                result = _like(grad_output, elements)
+                result = grad_output if shared else _like(grad_output, elements)
             else:
                 gradients = self._whole_gradients(call.expression, x, grad_output, tensors)
                 result = _like(grad_output, self._lowered(gradients.grad_x, grad_output))
@@ -104,7 +106,11 @@ class Engine:
             results.append(_in_order_of(like, result))
         answer = {"grad_x": Bundle(tuple(results), operand.names, operand.single)}
         for name, parameter in call.tensors.items():
-            total = totals[name].cpu() if name in totals else torch.zeros(parameter.shape, dtype=memory.TORCH_DTYPES[parameter.dtype.name])
+            total = (
+                totals[name].cpu()
+                if name in totals
+                else torch.zeros(parameter.shape, dtype=memory.TORCH_DTYPES[parameter.dtype.name])
+            )
             style = operand.tensors[0].style if operand.tensors else parameter.style
             answer[f"grad_{name}"] = Bundle.of(memory.to_wire(total, parameter.dtype, style))
         return answer
@@ -146,7 +152,11 @@ def _like(tensor: WireTensor, elements: Tensor) -> WireTensor:
 def _in_order_of(like: WireTensor, tensor: WireTensor) -> WireTensor:
     """`tensor` in the memory order and the style of `like`."""
     if like.fortran == tensor.fortran:
-        return WireTensor(tensor.dtype, tensor.shape, tensor.data, tensor.fortran, like.style)
+        return (
+            tensor
+            if like.style == tensor.style
+            else WireTensor(tensor.dtype, tensor.shape, tensor.data, tensor.fortran, like.style)
+        )
     # `like` has the same shape: lay the elements out as a new tensor that lies as it does.
     elements = torch.empty(tensor.size, dtype=memory.TORCH_DTYPES[tensor.dtype.name])
     target = WireTensor(tensor.dtype, tensor.shape, memory.data_of(elements), like.fortran, like.style)

@@ -17,18 +17,25 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 
 
 def flat(tensor: WireTensor) -> Tensor:
-    """The elements in the order in which they lie in memory, 1-d, writable.
+    """The elements in the order in which they lie in memory, 1-d, writable; see `shared_flat`."""
+    return shared_flat(tensor)[0]
 
-    Shares the tensor's memory, unless that is read-only or not aligned to the element size (kernels
-    may assume alignment): then the bytes are copied once.
+
+def shared_flat(tensor: WireTensor) -> tuple[Tensor, bool]:
+    """The elements as `flat` gives them, and whether they share the tensor's memory.
+
+    They do, unless that is read-only or not aligned to the element size (kernels may assume
+    alignment): then the bytes are copied once.
     """
     dtype = TORCH_DTYPES[tensor.dtype.name]
     if not tensor.data.nbytes:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype), True
     if tensor.data.readonly:
-        return torch.frombuffer(bytearray(tensor.data), dtype=dtype)
+        return torch.frombuffer(bytearray(tensor.data), dtype=dtype), False
     shared = torch.frombuffer(tensor.data, dtype=dtype)
-    return shared if shared.data_ptr() % tensor.dtype.itemsize == 0 else shared.clone()
+    if shared.data_ptr() % tensor.dtype.itemsize:
+        return shared.clone(), False
+    return shared, True
 
 
 def shaped(elements: Tensor, tensor: WireTensor) -> Tensor:
@@ -40,7 +47,7 @@ def shaped(elements: Tensor, tensor: WireTensor) -> Tensor:
 
 def data_of(elements: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, not copied."""
-    return memoryview(elements.reshape(-1).view(torch.uint8).numpy())
+    return elements.reshape(-1).view(torch.uint8).numpy().data
 
 
 def to_wire(tensor: Tensor, dtype: DType, style: Style) -> WireTensor:

@@ -7,8 +7,9 @@ bits are the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from service.device.devices import Device
@@ -17,16 +18,15 @@ from service.ops import Expression
 
 def forward(device: Device, expression: Expression, x: Tensor, tensors: Mapping[str, Tensor]) -> None:
     """Overwrite the 1-d host tensor `x` with `expression(x)`; tensor parameters have one element each."""
-    for tile in x.split(_length(device, x)):
+    for tile in _split(device, x):
         on_device = device.lift(tile)
         device.lower(expression.forward(on_device, tensors, out=on_device), tile)
 
 
 def backward(device: Device, expression: Expression, x: Tensor | None, grad_output: Tensor) -> None:
     """Overwrite the 1-d host tensor `grad_output` with `grad_x`; the expression names no tensor."""
-    length = _length(device, grad_output)
-    tiles = grad_output.split(length)
-    inputs = [None] * len(tiles) if x is None else x.split(length)
+    tiles = _split(device, grad_output)
+    inputs = [None] * len(tiles) if x is None else _split(device, x)
     for tile, input_tile in zip(tiles, inputs, strict=True):
         on_device = device.lift(tile)
         input_on_device = None if input_tile is None else device.lift(input_tile)
@@ -35,5 +35,6 @@ def backward(device: Device, expression: Expression, x: Tensor | None, grad_outp
             device.lower(gradients.grad_x, tile)
 
 
-def _length(device: Device, x: Tensor) -> int:
-    return max(1, device.tile_bytes // x.element_size())
+def _split(device: Device, x: Tensor) -> Sequence[Tensor]:
+    length = device.tile_bytes // x.element_size()
+    return (x,) if x.numel() <= length else torch.split(x, length)

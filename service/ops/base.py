@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -74,25 +75,32 @@ class Expression:
         """
         raise NotImplementedError
 
-    @property
+    @cached_property
     def elementwise(self) -> bool:
         """Whether each element of `y` depends on the same element of `x` alone."""
         return all(operator.is_elementwise for operator in self.operators)
 
-    @property
+    @cached_property
     def backward_reads_x(self) -> bool:
         """Whether the gradients depend on `x`."""
         return any(operator.reads_x for operator in self.operators)
 
-    @property
+    @cached_property
     def tensor_names(self) -> tuple[str, ...]:
         """The names of the tensors that travel with a call, each once, in the order of the chain."""
         return tuple(dict.fromkeys(name for operator in self.operators for name in operator.own_tensor_names))
 
     def check(self, dtype: DType) -> None:
         """Raise `ParameterDoesNotFit` when a parameter cannot be represented in this dtype."""
-        for operator in self.operators:
-            operator.check_dtype(dtype)
+        if dtype.name not in self._fitting:
+            for operator in self.operators:
+                operator.check_dtype(dtype)
+            self._fitting.add(dtype.name)
+
+    @cached_property
+    def _fitting(self) -> set[str]:
+        """The dtypes that were checked and found to fit: the same expression meets the same dtype again and again."""
+        return set()
 
     def __or__(self, other: Expression) -> Chain:
         if not isinstance(other, Expression):
@@ -160,8 +168,6 @@ class Operator(Expression, BaseModel):
 
 class Chain(Expression):
     """Operators applied left to right; its gradient is the chain rule over theirs."""
-
-    __slots__ = ("_operators",)
 
     def __init__(self, operators: Iterable[Operator]) -> None:
         self._operators = tuple(operators)

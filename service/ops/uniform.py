@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, PlainValidator, WithJsonSchema
@@ -44,7 +45,9 @@ def affine(q: Tensor, w: float | Tensor, b: float | Tensor, out: Tensor | None =
     """`w * q + b`, the product rounded to the dtype before the sum."""
     import torch
 
-    return torch.add(torch.mul(q, w, out=out), arithmetic.rounded(b, q), out=out)
+    # The order counts: PyTorch rounds a 0-d float32 tensor to float16 where it comes first, and only there.
+    product = torch.mul(q, w, out=out) if isinstance(w, Real) else torch.mul(w, q, out=out)
+    return torch.add(product, arithmetic.rounded(b, q), out=out)
 
 
 @register

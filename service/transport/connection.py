@@ -1,4 +1,4 @@
-"""A connection: uvicorn's HTTP protocol, with bodies of hot requests received into tensor memory.
+r"""A connection: uvicorn's HTTP protocol, with bodies of hot requests received into tensor memory.
 
 The loop asks a `BufferedProtocol` for memory before it receives. While headers are on their way it is
 given a scratch buffer, whose content goes to uvicorn's parser. Once the headers of a hot request
@@ -6,13 +6,14 @@ announce a body of N bytes, it is given that body's own memory, and the parser n
 answer is written as memoryviews of the same memory. Chunked bodies and all other paths are uvicorn's.
 
     NEW -> HEAD -> BODY -> WORK -> LEAVING -> IDLE -> HEAD …      every phase but WORK has a deadline
-                                          \\-> LINGER -> closed
+                                          \-> LINGER -> closed
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+from functools import lru_cache
 from typing import Any
 
 import httptools
@@ -20,8 +21,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.answer import Answer, problem
-from service.core import PATHS, Core
+from service.answer import CALLER_GONE, Answer, problem
+from service.core import PATHS, Core, Terms
 from service.device.buffers import allocate
 from service.errors import BadFraming, HeadersTooLarge, RequestTimeout, StequantError, UriTooLong
 from service.head import Head, header_lines
@@ -66,7 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
     ) -> None:
         self._http = _Http(config, server_state, app_state, _loop)
-        self.connection_made = self._http.connection_made  # type: ignore[method-assign]
+        self.connection_made = self._http.connection_made  # type: ignore[assignment,method-assign]
         self.connection_lost = self._http.connection_lost  # type: ignore[method-assign]
         self.pause_writing = self._http.pause_writing  # type: ignore[method-assign]
         self.resume_writing = self._http.resume_writing  # type: ignore[method-assign]
@@ -95,6 +96,10 @@ class _Http(HttpToolsProtocol):
         self.fed_bytes = 0
         self.in_message = False
         self.is_last = False
+        self.last_head: Head | None = None
+        self.last_terms: Terms
+        self.default_headers: list[tuple[bytes, bytes]] = []
+        self.default_lines = b""
 
     # The loop -----------------------------------------------------------------------------------------
 
@@ -118,7 +123,7 @@ class _Http(HttpToolsProtocol):
         self.pipeline.clear()
         self.receiving = None
         if isinstance(self.cycle, DirectCycle):
-            self.cycle = None  # type: ignore[assignment]
+            self.cycle = None
         super().connection_lost(exc)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -325,9 +330,23 @@ class _Http(HttpToolsProtocol):
 
     # Hot requests -------------------------------------------------------------------------------------
 
+    def _default_lines(self) -> bytes:
+        """The lines of uvicorn's default headers (the date), which it makes anew every second."""
+        if self.default_headers is not self.server_state.default_headers:
+            self.default_headers = self.server_state.default_headers
+            self.default_lines = header_lines(self.default_headers)
+        return self.default_lines
+
+    def _terms(self, head: Head) -> Terms:
+        """The terms of a head; those of the last one again when it is the same, as it mostly is on a kept connection."""
+        if self.last_head != head:
+            self.last_terms = self.core.terms(head)
+            self.last_head = head
+        return self.last_terms
+
     def _admit(self, cycle: DirectCycle) -> None:
         try:
-            cycle.job = self.core.admit(cycle.head)
+            cycle.job = self.core.begin(self._terms(cycle.head))
             cycle.body = allocate(cycle.length)
         except StequantError as error:
             cycle.answer = problem(error)
@@ -369,19 +388,23 @@ class _Http(HttpToolsProtocol):
         assert body is not None
         answer = await self.core.engine.submit(lambda: None if cycle.disconnected else self.core.answer_at_once(job, body))
         if answer is None or cycle.disconnected:
-            self._finish(cycle, Answer(499, "", ()))
+            self._finish(cycle, CALLER_GONE)
         else:
             self._respond(cycle, answer)
 
     def _respond(self, cycle: DirectCycle, answer: Answer) -> None:
         if self.transport.is_closing():
-            self._finish(cycle, Answer(499, "", ()))
+            self._finish(cycle, CALLER_GONE)
             return
-        pairs = answer.header_pairs()
-        if not (cycle.keep_alive and not self.is_last):
+        if self.is_last:
             cycle.keep_alive = False
-            pairs.append((b"connection", b"close"))
-        head = b"".join((STATUS_LINE[answer.status], header_lines(self.server_state.default_headers), header_lines(pairs), b"\r\n"))
+        head = b"".join(
+            (
+                _head(answer.status, answer.media_type, answer.headers, cycle.keep_alive),
+                self._default_lines(),
+                b"content-length: %d\r\n\r\n" % answer.length,
+            )
+        )
         if answer.length <= _JOIN_BYTES:
             self.transport.write(b"".join((head, *answer.pieces)))
         else:
@@ -442,7 +465,7 @@ class _Http(HttpToolsProtocol):
         working = self.phase is Phase.WORK and cycle.is_current and not cycle.response_complete
         cycle.disconnected = True
         if not working:  # else its memory is still in use; the work's end finishes it
-            self._finish(cycle, Answer(499, "", ()))
+            self._finish(cycle, CALLER_GONE)
 
     # Ends ---------------------------------------------------------------------------------------------
 
@@ -514,6 +537,13 @@ class _Http(HttpToolsProtocol):
             f"the body was not complete in time; allowed: pauses of {self.settings.body_idle_timeout_s:g} s, "
             f"{self.settings.body_timeout_s:g} s in all"
         )
+
+
+@lru_cache(maxsize=256)
+def _head(status: int, media_type: str, headers: tuple[tuple[bytes, bytes], ...], keep_alive: bool) -> bytes:
+    """The head of an answer, but for its date and its length."""
+    last = () if keep_alive else ((b"connection", b"close"),)
+    return STATUS_LINE[status] + header_lines(((b"content-type", media_type.encode()), *headers, *last))
 
 
 def _announced_length(headers: list[tuple[bytes, bytes]]) -> int | None:

@@ -180,7 +180,7 @@ def _number(value: Value, where: Callable[[int], str], i: int) -> float:
         try:
             return float(value)
         except OverflowError:
-            return math.copysign(math.inf, value)
+            return math.inf if value > 0 else -math.inf
     if isinstance(value, str) and value in _NON_FINITE:
         return _NON_FINITE[value]
     raise BadTensor(f"{where(i)} must be a number or one of the strings {', '.join(_NON_FINITE)}, not {_kind(value)}")
@@ -194,10 +194,9 @@ def _rounded(numbers: np.ndarray[Any, Any], to: DType) -> memoryview:
         singles = numbers.astype("<f4")
     # bfloat16 is the upper half of a float32. Half of its last place, less one where it is even, rounds ties to even.
     words = singles.view("<u4")
-    words = words + np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1))
-    # The carry of a NaN's rounding could reach its sign: NaN is put in as such.
-    halves = np.where(np.isnan(singles), np.uint32(0x7FC0), words >> np.uint32(16))
-    return bytes_of(halves.astype("<u2"))
+    # The one NaN that JSON has, 0x7FC00000, stays NaN.
+    words = (words + np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return bytes_of(words.astype("<u2"))
 
 
 def _index(i: int, shape: list[int]) -> str:

@@ -34,7 +34,7 @@ def byte_length(shape: tuple[int, ...], dtype: DType) -> int:
     if len(shape) > MAX_DIMENSIONS:
         raise MalformedBody(f"a shape of {len(shape)} dimensions; at most {MAX_DIMENSIONS} are possible")
     if math.prod(filter(None, shape)) * dtype.itemsize > MAX_TENSOR_BYTES:
-        raise MalformedBody(f"a tensor of shape {shape} would have more than {MAX_TENSOR_BYTES} bytes")
+        raise MalformedBody(f"a tensor of shape {str(shape)[:200]} would have more than {MAX_TENSOR_BYTES} bytes")
     return math.prod(shape) * dtype.itemsize
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from service.dtypes import DType
 
@@ -18,9 +17,11 @@ from service.dtypes import DType
 Style = Literal["plain", "msgpack_numpy", "nested"]
 
 
-@dataclass(frozen=True, slots=True)
-class WireTensor:
-    """A tensor as bytes: little-endian, in C order, or in Fortran order where `fortran` says so."""
+class WireTensor(NamedTuple):
+    """A tensor as bytes: little-endian, in C order, or in Fortran order where `fortran` says so.
+
+    A tuple, because a call may make thousands of these: a frozen dataclass takes three times as long.
+    """
 
     dtype: DType
     shape: tuple[int, ...]
@@ -34,28 +35,11 @@ class WireTensor:
         return math.prod(self.shape)
 
     def like(self, data: memoryview) -> WireTensor:
-        """A tensor of this dtype, shape, order and style over other bytes.
-
-        A list of a thousand equal headers makes a thousand of these: setting the slots takes a third of
-        the time of the frozen `__init__` (0.4 against 1.2 microseconds).
-        """
-        tensor = _new(WireTensor)
-        _set_dtype(tensor, self.dtype)
-        _set_shape(tensor, self.shape)
-        _set_data(tensor, data)
-        _set_fortran(tensor, self.fortran)
-        _set_style(tensor, self.style)
-        return tensor
+        """A tensor of this dtype, shape, order and style over other bytes."""
+        return WireTensor(self.dtype, self.shape, data, self.fortran, self.style)
 
 
-_new = WireTensor.__new__
-_set_dtype, _set_shape, _set_data, _set_fortran, _set_style = (
-    WireTensor.__dict__[field.name].__set__ for field in fields(WireTensor)
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
+class Bundle(NamedTuple):
     """One tensor (`single`), several in a list, or several by name (`names`, one for each)."""
 
     tensors: tuple[WireTensor, ...]
