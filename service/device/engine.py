@@ -7,7 +7,7 @@ the request wherever that is possible.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from service.call import Call
-from service.device import memory, tiles
+from service.device import gathering, memory, tiles
 from service.device.devices import Device
 from service.dtypes import DTYPES
 from service.errors import DeviceFault, OutOfMemory
-from service.ops import REGISTRY, Expression, Gradients, parse
+from service.ops import REGISTRY, Expression, parse
 from service.ops.catalogue import example
 from service.wire.message import Bundle, Message, WireTensor
 
@@ -72,81 +72,94 @@ class Engine:
     def _quantize(self, call: Call) -> Message:
         assert call.x is not None
         tensors = self._parameters(call)
-        in_storage_order = call.expression.elementwise and all(tensor.dim() == 0 for tensor in tensors.values())
-        results = []
-        for tensor in call.x.tensors:
-            elements, shared = memory.shared_flat(tensor)
-            if in_storage_order:
+        results: list[WireTensor] = []
+        if call.expression.elementwise and all(tensor.dim() == 0 for tensor in tensors.values()):
+            for run in gathering.runs(call.x.tensors):
+                elements, placed = gathering.gather(call.x.tensors[run])
                 tiles.forward(self.device, call.expression, elements, tensors)
-            else:
+                results += placed
+        else:
+            for tensor in call.x.tensors:
+                elements, (placed_tensor,) = gathering.gather((tensor,))
                 on_device = self.device.lift(elements)
                 x = memory.shaped(on_device, tensor)
                 call.expression.forward(x, tensors, out=x)
                 self.device.lower(on_device, elements)
-            results.append(tensor if shared else _like(tensor, elements))
+                results.append(placed_tensor)
         return {"y": Bundle(tuple(results), call.x.names, call.x.single)}
 
     def _grad(self, call: Call) -> Message:
         assert call.grad_output is not None
-        operand = call.operand
-        inputs = call.x.tensors if call.x is not None and call.expression.backward_reads_x else (None,) * len(operand.tensors)
-        tensors = self._parameters(call)
-        results = []
         totals: dict[str, Tensor] = {}
-        for like, x, grad_output in zip(operand.tensors, inputs, call.grad_output.tensors, strict=True):
-            if call.expression.elementwise and not call.tensors and (x is None or _lie_alike(x, grad_output)):
-                elements, shared = memory.shared_flat(grad_output)
-                tiles.backward(self.device, call.expression, None if x is None else memory.flat(x), elements)
-                result = grad_output if shared else _like(grad_output, elements)
-            else:
-                gradients = self._whole_gradients(call.expression, x, grad_output, tensors)
-                result = _like(grad_output, self._lowered(gradients.grad_x, grad_output))
-                for name, gradient in gradients.by_name().items():
-                    totals[name] = totals[name] + gradient if name in totals else gradient
-            results.append(_in_order_of(like, result))
-        answer = {"grad_x": Bundle(tuple(results), operand.names, operand.single)}
+        if call.expression.backward_is_identity:
+            results: Sequence[WireTensor] = call.grad_output.tensors
+        elif call.expression.elementwise and not call.tensors and _lie_alike(call):
+            results = self._elementwise_gradients(call.expression, _inputs(call), call.grad_output.tensors)
+        else:
+            results, totals = self._whole_gradients(call)
+        operand = call.operand
+        laid_out = tuple(map(_in_order_of, operand.tensors, results))
+        answer = {"grad_x": Bundle(laid_out, operand.names, operand.single)}
         for name, parameter in call.tensors.items():
-            total = (
-                totals[name].cpu()
-                if name in totals
-                else torch.zeros(parameter.shape, dtype=memory.TORCH_DTYPES[parameter.dtype.name])
-            )
+            dtype = memory.TORCH_DTYPES[parameter.dtype.name]
+            gradient = totals[name].cpu() if name in totals else torch.zeros(parameter.shape, dtype=dtype)
             style = operand.tensors[0].style if operand.tensors else parameter.style
-            answer[f"grad_{name}"] = Bundle.of(memory.to_wire(total, parameter.dtype, style))
+            answer[f"grad_{name}"] = Bundle.of(memory.to_wire(gradient, parameter.dtype, style))
         return answer
 
-    def _whole_gradients(
-        self, expression: Expression, x: WireTensor | None, grad_output: WireTensor, tensors: dict[str, Tensor]
-    ) -> Gradients:
-        x_on_device = None if x is None else memory.shaped(self.device.lift(memory.flat(x)), x)
-        g_on_device = memory.shaped(self.device.lift(memory.flat(grad_output)), grad_output)
-        return expression.backward(x_on_device, g_on_device, tensors)
+    def _elementwise_gradients(
+        self, expression: Expression, inputs: Sequence[WireTensor] | None, grad_outputs: Sequence[WireTensor]
+    ) -> list[WireTensor]:
+        results: list[WireTensor] = []
+        for run in gathering.runs(grad_outputs):
+            elements, placed = gathering.gather(grad_outputs[run])
+            x = None if inputs is None else gathering.gather(inputs[run])[0]
+            tiles.backward(self.device, expression, x, elements)
+            results += placed
+        return results
 
-    def _lowered(self, result: Tensor, like: WireTensor) -> Tensor:
-        """`result` on the host, its elements lying as those of `like` do."""
-        elements = memory.flat(like)
-        memory.shaped(elements, like).copy_(result)
-        return elements
+    def _whole_gradients(self, call: Call) -> tuple[list[WireTensor], dict[str, Tensor]]:
+        """`grad_x` of each tensor, and the gradient of each tensor parameter, summed over them from left to right."""
+        assert call.grad_output is not None
+        tensors = self._parameters(call)
+        inputs: Sequence[WireTensor | None] = _inputs(call) or [None] * len(call.grad_output.tensors)
+        results = []
+        totals: dict[str, Tensor] = {}
+        for x, grad_output in zip(inputs, call.grad_output.tensors, strict=True):
+            elements, (placed,) = gathering.gather((grad_output,))
+            gradients = call.expression.backward(
+                None if x is None else self._shaped_on_device(x),
+                memory.shaped(self.device.lift(elements), grad_output),
+                tensors,
+            )
+            memory.shaped(elements, placed).copy_(gradients.grad_x)
+            results.append(placed)
+            for name, gradient in gradients.by_name().items():
+                totals[name] = totals[name] + gradient if name in totals else gradient
+        return results, totals
+
+    def _shaped_on_device(self, tensor: WireTensor) -> Tensor:
+        return memory.shaped(self.device.lift(memory.shared_flat(tensor)[0]), tensor)
 
     def _parameters(self, call: Call) -> dict[str, Tensor]:
         """The tensor parameters on the device; those of one element 0-d, so that they meet flat operands."""
         lifted = {}
         for name, parameter in call.tensors.items():
-            on_device = self.device.lift(memory.flat(parameter))
+            on_device = self._shaped_on_device(parameter)
             one_for_all = parameter.size == 1 and call.kind == "quantize"
-            lifted[name] = on_device.view(()) if one_for_all else memory.shaped(on_device, parameter)
+            lifted[name] = on_device.view(()) if one_for_all else on_device
         return lifted
 
 
-def _lie_alike(one: WireTensor, other: WireTensor) -> bool:
-    return one.fortran == other.fortran
+def _inputs(call: Call) -> Sequence[WireTensor] | None:
+    """The tensors of `x`, where the gradient depends on them."""
+    return call.x.tensors if call.x is not None and call.expression.backward_reads_x else None
 
 
-def _like(tensor: WireTensor, elements: Tensor) -> WireTensor:
-    """`tensor` with other elements; its own memory again where they lie in it."""
-    if not elements.numel():
-        return tensor
-    return WireTensor(tensor.dtype, tensor.shape, memory.data_of(elements), tensor.fortran, tensor.style)
+def _lie_alike(call: Call) -> bool:
+    inputs = _inputs(call)
+    assert call.grad_output is not None
+    return inputs is None or all(x.fortran == g.fortran for x, g in zip(inputs, call.grad_output.tensors, strict=True))
 
 
 def _in_order_of(like: WireTensor, tensor: WireTensor) -> WireTensor:
@@ -160,5 +173,5 @@ def _in_order_of(like: WireTensor, tensor: WireTensor) -> WireTensor:
     # `like` has the same shape: lay the elements out as a new tensor that lies as it does.
     elements = torch.empty(tensor.size, dtype=memory.TORCH_DTYPES[tensor.dtype.name])
     target = WireTensor(tensor.dtype, tensor.shape, memory.data_of(elements), like.fortran, like.style)
-    memory.shaped(elements, target).copy_(memory.shaped(memory.flat(tensor), tensor))
+    memory.shaped(elements, target).copy_(memory.shaped(memory.shared_flat(tensor)[0], tensor))
     return target

@@ -16,13 +16,8 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }
 
 
-def flat(tensor: WireTensor) -> Tensor:
-    """The elements in the order in which they lie in memory, 1-d, writable; see `shared_flat`."""
-    return shared_flat(tensor)[0]
-
-
 def shared_flat(tensor: WireTensor) -> tuple[Tensor, bool]:
-    """The elements as `flat` gives them, and whether they share the tensor's memory.
+    """The elements in the order in which they lie in memory, 1-d, writable; and whether they share that memory.
 
     They do, unless that is read-only or not aligned to the element size (kernels may assume
     alignment): then the bytes are copied once.

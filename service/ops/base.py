@@ -55,8 +55,6 @@ class Expression:
     they give different bits.
     """
 
-    __slots__ = ()
-
     @property
     def operators(self) -> tuple[Operator, ...]:
         """The operators, in the order in which they are applied."""
@@ -84,6 +82,11 @@ class Expression:
     def backward_reads_x(self) -> bool:
         """Whether the gradients depend on `x`."""
         return any(operator.reads_x for operator in self.operators)
+
+    @cached_property
+    def backward_is_identity(self) -> bool:
+        """Whether `grad_x` is `grad_output` itself, and there is no other gradient."""
+        return all(operator.is_straight_through for operator in self.operators)
 
     @cached_property
     def tensor_names(self) -> tuple[str, ...]:
@@ -128,6 +131,7 @@ class Operator(Expression, BaseModel):
 
     name: ClassVar[str]
     is_elementwise: ClassVar[bool] = True
+    is_straight_through: ClassVar[bool] = False
 
     @property
     def operators(self) -> tuple[Operator, ...]:

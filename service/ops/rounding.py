@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class _StraightThrough(Operator):
     """Family of the operators whose gradient is `grad_output` itself."""
 
+    is_straight_through: ClassVar[bool] = True
+
     def backward(
         self, x: Tensor | None, grad_output: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None
     ) -> Gradients:

@@ -38,8 +38,10 @@ MAX_URL_BYTES = 8 * 1024
 _SCRATCH = memoryview(bytearray(64 * 1024))
 # A refused request with at most this much of its body to come keeps its connection: skipping is cheaper than connecting.
 _SKIP_BYTES = 2**20
-# Below this, joining head and body for one write is cheaper than two buffers.
+# Below this size, on average, joining the pieces for one write is cheaper than writing each.
 _JOIN_BYTES = 64 * 1024
+# How much of a body is received before other connections have their turn: about half a millisecond of copying.
+_BURST_BYTES = 2**20
 # How long a connection is read after a refusal, so that the caller sees the answer and not a reset.
 _LINGER_S = 5.0
 # How long an idle connection is served after SIGTERM: a request may be on its way in it.
@@ -95,6 +97,7 @@ class _Http(HttpToolsProtocol):
         self.head_bytes = 0
         self.fed_bytes = 0
         self.in_message = False
+        self.burst_bytes = 0
         self.is_last = False
         self.last_head: Head | None = None
         self.last_terms: Terms
@@ -132,7 +135,7 @@ class _Http(HttpToolsProtocol):
         if cycle is None:
             return _SCRATCH
         rest = cycle.rest
-        return rest if rest is not None else _SCRATCH[: cycle.remaining_bytes]
+        return rest[:_BURST_BYTES] if rest is not None else _SCRATCH[: cycle.remaining_bytes]
 
     def buffer_updated(self, nbytes: int) -> None:
         """`nbytes` have come."""
@@ -146,6 +149,17 @@ class _Http(HttpToolsProtocol):
             self.receiving = None
             self._new_parser()
             self._received(cycle)
+            return
+        self.burst_bytes += nbytes
+        if self.burst_bytes >= _BURST_BYTES:
+            # The loop would read on while there is more; now it looks after the other connections first.
+            self.burst_bytes = 0
+            self.flow.pause_reading()
+            self.loop.call_soon(self._resume_after_burst)
+
+    def _resume_after_burst(self) -> None:
+        if self.receiving is not None and not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The caller sends no more; what it has asked for is still answered."""
@@ -405,7 +419,7 @@ class _Http(HttpToolsProtocol):
                 b"content-length: %d\r\n\r\n" % answer.length,
             )
         )
-        if answer.length <= _JOIN_BYTES:
+        if answer.length <= _JOIN_BYTES * len(answer.pieces):
             self.transport.write(b"".join((head, *answer.pieces)))
         else:
             self.transport.writelines((head, *answer.pieces))

@@ -36,7 +36,8 @@ class WireTensor(NamedTuple):
 
     def like(self, data: memoryview) -> WireTensor:
         """A tensor of this dtype, shape, order and style over other bytes."""
-        return WireTensor(self.dtype, self.shape, data, self.fortran, self.style)
+        # A list of a thousand equal headers makes a thousand of these: without the Python frame of __new__.
+        return tuple.__new__(WireTensor, (self.dtype, self.shape, data, self.fortran, self.style))
 
 
 class Bundle(NamedTuple):
