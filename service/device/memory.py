@@ -36,7 +36,7 @@ def shared_flat(tensor: WireTensor) -> tuple[Tensor, bool]:
 def shaped(elements: Tensor, tensor: WireTensor) -> Tensor:
     """`elements`, which lie as `tensor` does, as a tensor of its shape (a view)."""
     if tensor.fortran:
-        return elements.view(tensor.shape[::-1]).permute(*reversed(range(len(tensor.shape))))
+        return elements.view(tensor.shape[::-1]).permute(tuple(reversed(range(len(tensor.shape)))))
     return elements.view(tensor.shape)
 
 

@@ -1,4 +1,4 @@
-"""All 2**32 float32 patterns through operators in place, block by block, against the plain expressions."""
+"""All 2**32 float32 patterns through the engine, in place and in tiles, against the plain expressions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import torch
 from examples import bits
 from torch import Tensor
 
+from service.call import Call
+from service.device import memory
+from service.device.devices import Cpu
+from service.device.engine import Engine
+from service.dtypes import DTYPES
 from service.ops import Ceil, Clamp, Expression, Floor, KBitQuantize, Round
+from service.wire.message import Bundle, WireTensor
 
 CHUNK = 2**24
-BLOCK = 2**18
 # Odd, so that the two sides never meet at the same vector or block boundary.
 PLAIN_BLOCK = 3 * 2**16 + 5
 
@@ -25,10 +30,11 @@ CASES: dict[Expression, Callable[[Tensor], Tensor]] = {
 }
 
 
-def in_place_blocks(expression: Expression, x: Tensor) -> Tensor:
-    """The expression applied as a server does it: in place, in blocks that stay in cache."""
-    for block in x.split(BLOCK):
-        expression.forward(block, out=block)
+def through_the_engine(expression: Expression, x: Tensor) -> Tensor:
+    """The expression applied as a server does it: by the engine, in place."""
+    wire = WireTensor(DTYPES["float32"], tuple(x.shape), memory.data_of(x))
+    (y,) = Engine(Cpu("test")).run(Call("quantize", expression, Bundle.of(wire)))["y"].tensors
+    assert y.data is wire.data
     return x
 
 
@@ -59,18 +65,18 @@ def sample() -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("expression", CASES, ids=str)
 def test_every_float32_pattern_has_the_bits_of_the_plain_expression(expression: Expression) -> None:
-    assert mismatches_of_all(in_place_blocks, expression) == 0
+    assert mismatches_of_all(through_the_engine, expression) == 0
 
 
 @pytest.mark.parametrize("expression", CASES, ids=str)
 def test_a_sample_of_float32_patterns_has_the_bits_of_the_plain_expression(expression: Expression) -> None:
     patterns = sample()
-    assert mismatches(in_place_blocks, expression, patterns, torch.empty_like(patterns)) == 0
+    assert mismatches(through_the_engine, expression, patterns, torch.empty_like(patterns)) == 0
 
 
 def test_the_comparison_sees_one_wrong_bit_and_the_sign_of_zero_but_no_nan_payload() -> None:
     def spoiled(expression: Expression, x: Tensor) -> Tensor:
-        y = in_place_blocks(expression, x)
+        y = through_the_engine(expression, x)
         zeros = (y == 0).nonzero().flatten()
         y[zeros[0]] = -y[zeros[0]]
         ones = (y == 1).nonzero().flatten()
