@@ -51,7 +51,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks http
 
 bench-ops: $(VENV)/.dev
-	$(BIN)/python -m benchmarks operators
+	$(BIN)/python -m benchmarks ops
 
 build: $(VENV)/.dev
 	$(BIN)/python -m build --outdir dist .

@@ -23,6 +23,7 @@ from service.logs import log, log_exchange
 from service.metrics import Exchange, Metrics
 from service.ops import Expression
 from service.settings import Settings
+from service.shortcut import Shortcut, learn
 
 # Up to this size a thread hop costs more than the work: measured to halve the rate at 64 KiB and to be nothing at 16 MiB.
 SMALL_BYTES = 256 * 1024
@@ -36,7 +37,7 @@ class Terms(NamedTuple):
     """What the head alone says of a call; the same for every request with the same head.
 
     `offers` are the formats for the answer, best first; `operator` is the label under which the call
-    is counted.
+    is counted; `shortcuts` holds the one that was learned last, if any.
     """
 
     kind: Kind
@@ -46,6 +47,7 @@ class Terms(NamedTuple):
     limit_bytes: int
     length: int | None
     operator: str
+    shortcuts: list[Shortcut]
 
 
 class Job:
@@ -97,7 +99,7 @@ class Core:
             offers = _offers_with_names(offers)
         operators = expression.operators
         operator = operators[0].name if len(operators) == 1 else "chain"
-        return Terms(kind, expression, request_format, offers, limit_bytes, found.content_length, operator)
+        return Terms(kind, expression, request_format, offers, limit_bytes, found.content_length, operator, [])
 
     def begin(self, terms: Terms) -> Job:
         """A job on these terms, its bytes reserved; `NotReady` and `Overloaded` when it is not the time."""
@@ -121,10 +123,16 @@ class Core:
         """The answer to a call, computed here and now."""
         terms = job.terms
         try:
+            if terms.shortcuts and terms.shortcuts[0].fits(body):
+                return terms.shortcuts[0].answer(self.engine, body)
             message = terms.format.decode(body, fields(terms.kind), self.settings.max_tensors)
-            result = self.engine.run(plan(terms.kind, terms.expression, message))
+            call = plan(terms.kind, terms.expression, message)
             answer_format, media_type = terms.offers[0]
-            return Answer.of(200, media_type, answer_format.encode(result))
+            answer = Answer.of(200, media_type, answer_format.encode(self.engine.run(call)))
+            shortcut = learn(call, body, answer)
+            if shortcut is not None:
+                terms.shortcuts[:] = (shortcut,)
+            return answer
         except StequantError as error:
             return problem(error)
         except Exception:

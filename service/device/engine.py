@@ -31,6 +31,7 @@ class Engine:
 
     def __init__(self, device: Device) -> None:
         self.device = device
+        self._faults = _Faults(device.name)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
 
     def warm_up(self) -> None:
@@ -59,15 +60,16 @@ class Engine:
 
         Raises `OutOfMemory` when the device has no room for it, `DeviceFault` when the device failed.
         """
-        try:
-            with torch.inference_mode():
-                answer = self._quantize(call) if call.kind == "quantize" else self._grad(call)
-                self.device.synchronize()
-                return answer
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(f"{self.device.name} has no memory left for this call; try again, or send smaller tensors") from error
-        except torch.AcceleratorError as error:
-            raise DeviceFault(f"{self.device.name} failed: {str(error).partition(chr(10))[0]}") from error
+        with self._faults:
+            answer = self._quantize(call) if call.kind == "quantize" else self._grad(call)
+            self.device.synchronize()
+            return answer
+
+    def run_in_place(self, expression: Expression, elements: Tensor) -> None:
+        """Overwrite 1-d host elements with `expression(elements)`; for elementwise expressions without tensors."""
+        with self._faults:
+            tiles.forward(self.device, expression, elements, {})
+            self.device.synchronize()
 
     def _quantize(self, call: Call) -> Message:
         assert call.x is not None
@@ -149,6 +151,22 @@ class Engine:
             one_for_all = parameter.size == 1 and call.kind == "quantize"
             lifted[name] = on_device.view(()) if one_for_all else on_device
         return lifted
+
+
+class _Faults:
+    """Turns what torch raises when the device fails into the service's errors."""
+
+    def __init__(self, device_name: str) -> None:
+        self._name = device_name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise OutOfMemory(f"{self._name} has no memory left for this call; try again, or send smaller tensors") from error
+        if isinstance(error, torch.AcceleratorError):
+            raise DeviceFault(f"{self._name} failed: {str(error).partition(chr(10))[0]}") from error
 
 
 def _inputs(call: Call) -> Sequence[WireTensor] | None:

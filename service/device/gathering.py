@@ -21,6 +21,9 @@ LARGE_BYTES = 256 * 1024
 
 def runs(tensors: Sequence[WireTensor]) -> Iterator[slice]:
     """The tensors in runs that can be gathered: small neighbours of one dtype; a large one is alone."""
+    if len(tensors) == 1:
+        yield slice(0, 1)
+        return
     start = 0
     for (_, is_large), group in groupby(tensors, lambda tensor: (tensor.dtype.name, tensor.data.nbytes >= LARGE_BYTES)):
         length = sum(1 for _ in group)
