@@ -3,7 +3,7 @@
 #   make test-slow           the tests of minutes    make lint        style, types
 #   make bench               measure                 make clean       remove .venv
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint format bench bench-ops build clean python
+.PHONY: help serve test test-slow lint format bench bench-ops tables build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,6 +52,10 @@ bench: $(VENV)/.dev
 
 bench-ops: $(VENV)/.dev
 	$(BIN)/python -m benchmarks ops
+
+# The README's tables, made from the code.
+tables: $(VENV)/.dev
+	$(BIN)/python docs/tables.py
 
 build: $(VENV)/.dev
 	$(BIN)/python -m build --outdir dist .

@@ -19,7 +19,7 @@ from service.cli.serving import flag
 from service.errors import BY_CODE
 from service.ops import REGISTRY
 from service.ops.catalogue import describe, summary
-from service.ops.expression import allowed_values
+from service.ops.parameters import allowed_values
 from service.settings import MIB, Settings
 from service.wire import FORMATS
 

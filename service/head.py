@@ -23,7 +23,8 @@ from service.errors import (
 )
 from service.ops import Expression, parse
 from service.ops.base import REGISTRY
-from service.ops.expression import Value, build, is_bare_name, operator_class, parse_value
+from service.ops.expression import build, is_bare_name, operator_class, parse_value
+from service.ops.parameters import Value
 
 # Of these a request has one at most; two would let a proxy and this server read different requests.
 _SINGLE = (b"host", b"content-type", b"content-length", b"content-encoding", b"authorization")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from service.errors import Unauthorized
 
-# Probes and documentation are open; what computes is not.
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+# Probes and the pages for people are open; what computes, and what tells how much, is not.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+OPEN_PREFIX = "/docs/"
 
 
 class Keys:
@@ -19,7 +20,7 @@ class Keys:
 
     def check(self, path: str, authorization: str | None) -> None:
         """`Unauthorized` unless the path is open, no keys are set, or the bearer key is one of them."""
-        if self._keys is None or path in OPEN_PATHS:
+        if self._keys is None or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
             return
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":

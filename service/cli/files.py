@@ -13,6 +13,7 @@ from pathlib import Path
 from service.call import Kind, fields, plan
 from service.cli.operators import Commands
 from service.cli.serving import Unavailable
+from service.errors import DeviceFault
 from service.ops import Expression, parse
 from service.wire import npy
 from service.wire.message import Bundle, Message
@@ -68,20 +69,21 @@ def add_commands(commands: Commands) -> None:
 
 
 def _quantize(options: argparse.Namespace) -> int:
-    message = {"x": _read(options.x)}
-    result = _computer(options)("quantize", parse(options.op), message | _tensors(options.tensor))
+    expression = parse(options.op)
+    message = {"x": _read(options.x)} | _tensors(options.tensor)
+    result = _computer(options)("quantize", expression, message)
     _write(options.out, {"y": result["y"]})
     return 0
 
 
 def _grad(options: argparse.Namespace) -> int:
-    message = {name: _read(getattr(options, name)) for name in fields("grad")}
-    wanted = _named(options.tensor_grad, "--tensor-grad")
     expression = parse(options.op)
+    wanted = _named(options.tensor_grad, "--tensor-grad")
     for name in wanted:
         if name not in expression.tensor_names:
             raise BadFile(f"--tensor-grad: '{expression}' names no tensor {name!r}")
-    result = _computer(options)("grad", expression, message | _tensors(options.tensor))
+    message = {name: _read(getattr(options, name)) for name in fields("grad")} | _tensors(options.tensor)
+    result = _computer(options)("grad", expression, message)
     _write(options.out, {"grad_x": result["grad_x"]})
     for name, file in wanted.items():
         _write(file, {"y": result[f"grad_{name}"]})
@@ -109,7 +111,11 @@ def _local(device: str) -> Compute:
             f"computing in this process needs {error.name}, which is not installed: "
             "pip install 'stequant[server]', or name a server with --url"
         ) from None
-    return lambda kind, expression, message: Engine(choose(device)).run(plan(kind, expression, message))
+    try:
+        engine = Engine(choose(device))
+    except DeviceFault as error:
+        raise Unavailable(error.detail) from error
+    return lambda kind, expression, message: engine.run(plan(kind, expression, message))
 
 
 def _read(file: str) -> Bundle:

@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except CapacityError as error:
         return _fail(error, UNREACHABLE)
+    except serving.BadUsage as error:
+        return _fail(error, USAGE)
     except (StequantError, files.BadFile, serving.Unavailable) as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:

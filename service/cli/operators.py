@@ -8,7 +8,7 @@ from typing import Any
 
 from service.ops import REGISTRY
 from service.ops.catalogue import catalogue, summary
-from service.ops.expression import allowed_values
+from service.ops.parameters import allowed_values
 
 Commands = Any  # argparse keeps the type of add_subparsers() to itself
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from service.cli.operators import Commands
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 class Unavailable(Exception):
     """This installation, or this machine at the moment, cannot do what was asked."""
+
+
+class BadUsage(Exception):
+    """A setting has a value that it cannot have."""
 
 
 def add_command(commands: Commands) -> None:
@@ -31,9 +35,17 @@ def add_command(commands: Commands) -> None:
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f" (default {field.default})"
         parser.add_argument(
-            flag(name), dest=name, default=None, metavar=name.rpartition("_")[2].upper(), help=f"{field.description}{default}"
+            flag(name), dest=name, default=None, metavar=_metavar(name, field.annotation), help=f"{field.description}{default}"
         )
     parser.set_defaults(run=_run)
+
+
+def _metavar(name: str, annotation: Any) -> str:
+    """What stands for the value in the help: the values there are, or a word for them."""
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(get_args(annotation)) + "}"
+    words = {"bytes": "BYTES", "s": "SECONDS", "file": "FILE", "uds": "PATH", "host": "ADDRESS", "port": "PORT", "device": "DEVICE"}
+    return words.get(name.rpartition("_")[2], "N")
 
 
 def flag(setting: str) -> str:
@@ -63,7 +75,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise Unavailable(_first_problem(error, given)) from None
+        raise BadUsage(_first_problem(error, given)) from None
 
 
 def _first_problem(error: ValidationError, given: dict[str, Any]) -> str:

@@ -112,5 +112,7 @@ def choose(wanted: str, worker: int = 0) -> Device:
         return Cuda(worker % count, f"asked for: {torch.cuda.get_device_name(worker % count)}")
     index = int(wanted.partition(":")[2] or 0)
     if index >= count:
-        raise DeviceFault(f"device {wanted!r} is not there: {build} sees {count} CUDA devices")
+        raise DeviceFault(
+            f"device {wanted!r} is not there: {build}, sees {count} CUDA devices; the README says how to install a build with CUDA"
+        )
     return Cuda(index, f"asked for: {torch.cuda.get_device_name(index)}")

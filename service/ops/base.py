@@ -12,12 +12,12 @@ from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
-from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from service.dtypes import DType
 from service.errors import ChainTooLong
+from service.ops import parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,6 +133,18 @@ class Operator(Expression, BaseModel):
     is_elementwise: ClassVar[bool] = True
     is_straight_through: ClassVar[bool] = False
 
+    def __init__(self, *values: object, **keywords: object) -> None:
+        """Parameters by position or by keyword.
+
+        Raises `UnknownParameter`, `MissingParameter`, `RepeatedParameter` and `BadParameter`, as a call
+        over HTTP would be answered.
+        """
+        given = parameters.matched(type(self), values, keywords.items())
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise parameters.refusal(type(self), given, error) from None
+
     @property
     def operators(self) -> tuple[Operator, ...]:
         """An operator is a chain of one."""
@@ -237,9 +249,3 @@ def register(cls: AnyOperator) -> AnyOperator:
 def format_value(value: float | int | str) -> str:
     """A parameter's value as the expression syntax writes it: shortest digits that read back the same."""
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
-def bounds(field: FieldInfo) -> dict[str, float]:
-    """The bounds of a parameter in the words of JSON Schema."""
-    words = {Ge: ("minimum", "ge"), Gt: ("exclusiveMinimum", "gt"), Le: ("maximum", "le")}
-    return {words[type(m)][0]: getattr(m, words[type(m)][1]) for m in field.metadata if type(m) in words}

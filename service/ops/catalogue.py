@@ -6,15 +6,14 @@ import inspect
 import re
 from typing import Any
 
-from service.ops.base import REGISTRY, Operator, bounds
-from service.ops.expression import type_name
+from service.ops.base import REGISTRY, Operator
+from service.ops.parameters import bounds, type_name
 
 
 def describe(cls: type[Operator]) -> dict[str, Any]:
     """One operator's name, parameters, formula, gradient and sources."""
     return {
         "name": cls.name,
-        "summary": summary(cls),
         "parameters": [_describe_parameter(cls, name) for name in cls.parameters()],
         "formula": paragraph(cls, "y ="),
         "gradient": paragraph(cls, "grad_x ="),

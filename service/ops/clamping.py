@@ -41,8 +41,8 @@ class Clamp(Operator):
     """
 
     name: ClassVar[str] = "clamp"
-    min_value: Bound = Field(description="lower bound, in units of x; -inf for none")
-    max_value: Bound = Field(description="upper bound, in units of x; inf for none")
+    min_value: Bound = Field(description="lower bound, in units of x")
+    max_value: Bound = Field(description="upper bound, in units of x")
 
     @model_validator(mode="after")
     def _ordered(self) -> Clamp:

@@ -13,22 +13,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, NoReturn
 
-from pydantic import ValidationError
-
-from service.errors import (
-    BadExpression,
-    BadParameter,
-    ChainTooLong,
-    MissingParameter,
-    RepeatedParameter,
-    UnknownOperator,
-    UnknownParameter,
-)
-from service.ops.base import MAX_CHAIN_LENGTH, REGISTRY, RESERVED_NAMES, TENSOR_NAME, Chain, Expression, Operator, bounds
+from service.errors import BadExpression, BadParameter, ChainTooLong, UnknownOperator
+from service.ops.base import MAX_CHAIN_LENGTH, REGISTRY, RESERVED_NAMES, TENSOR_NAME, Chain, Expression, Operator
+from service.ops.parameters import Value, matched
 
 MAX_EXPRESSION_LENGTH = 8192
 # More digits than any int parameter may have; checked before int(), whose time grows with the square of the length.
@@ -39,8 +30,6 @@ _TOKEN = re.compile(rf"(?P<number>{_NUMBER}|-inf\b)(?![\w.])|(?P<name>[A-Za-z_]\
 _BLANKS = " \t\r\n"
 
 _EXAMPLE = "example: clamp(min_value=0, max_value=1) | k_bit_quantize(k=4)"
-
-Value = int | float | str
 
 
 @lru_cache(maxsize=1024)
@@ -63,22 +52,10 @@ def is_bare_name(text: str) -> bool:
 
 
 def build(name: str, positional: Sequence[Value] = (), keywords: Sequence[tuple[str, Value]] = ()) -> Operator:
-    """The operator of this name with these parameters, checked."""
+    """The operator of this name with these parameters, checked; a keyword may not come twice."""
     cls = operator_class(name)
-    parameters = tuple(cls.parameters())
-    if len(positional) > len(parameters):
-        raise UnknownParameter(f"{name!r} takes {_allowed_parameters(cls)}, got {len(positional)} values")
-    values: dict[str, Value] = dict(zip(parameters, positional, strict=False))
-    for key, value in keywords:
-        if key not in parameters:
-            raise UnknownParameter(f"{name!r} has no parameter {key[:80]!r}; allowed: {_allowed_parameters(cls)}")
-        if key in values:
-            raise RepeatedParameter(f"parameter {key!r} of {name!r} is given more than once")
-        values[key] = value
-    for key, field in cls.parameters().items():
-        if field.is_required() and key not in values:
-            raise MissingParameter(f"parameter {key!r} of {name!r} is missing; it takes {_allowed_parameters(cls)}")
-    return _construct(cls, values)
+    # Matched here, where a repeated keyword can still be seen.
+    return cls(**matched(cls, positional, keywords))
 
 
 def operator_class(name: str) -> type[Operator]:
@@ -95,45 +72,6 @@ def parse_value(text: str) -> Value:
     value = reader.value()
     reader.end()
     return value
-
-
-def allowed_values(cls: type[Operator], parameter: str) -> str:
-    """What a parameter may be, in words: for errors, help texts and tables."""
-    field = cls.parameters()[parameter]
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<="}
-    limits = " and ".join(f"{signs[word]} {limit:g}" for word, limit in bounds(field).items())
-    kind = type_name(cls, parameter)
-    words = {"int": "an int", "float": "a finite number", "float or tensor": "a finite number or the name of a tensor"}[kind]
-    if kind == "float" and not limits:
-        words = "a number, inf or -inf"
-    return f"{words} {limits}".rstrip()
-
-
-def type_name(cls: type[Operator], parameter: str) -> str:
-    """`int`, `float` or `float or tensor`."""
-    annotation = cls.parameters()[parameter].annotation
-    return {int: "int", float: "float"}.get(annotation, "float or tensor")  # type: ignore[arg-type]
-
-
-def _allowed_parameters(cls: type[Operator]) -> str:
-    return ", ".join(f"{name!r} ({allowed_values(cls, name)})" for name in cls.parameters()) or "no parameters"
-
-
-def _construct(cls: type[Operator], values: Mapping[str, Value]) -> Operator:
-    try:
-        return cls(**values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        if not first["loc"]:
-            raise BadParameter(f"{cls.name}: {first['msg'].removeprefix('Value error, ')}") from None
-        key = str(first["loc"][0])
-        raise BadParameter(
-            f"parameter {key!r} of {cls.name!r} is {_show(values[key])}; allowed: {allowed_values(cls, key)}"
-        ) from None
-
-
-def _show(value: Value) -> str:
-    return repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}…"
 
 
 class _Token(NamedTuple):
@@ -181,7 +119,7 @@ class _Reader:
             keywords.append((token.text, self.value()))
             return
         if keywords:
-            self.fail("a keyword argument after a keyword argument", token)
+            self.fail("NAME=VALUE, as after every other NAME=VALUE,", token)
         self.position = start
         positional.append(self.value())
 

@@ -151,8 +151,8 @@ class AffineKBitQuantize(Operator):
 
     name: ClassVar[str] = "affine_k_bit_quantize"
     k: Bits = Field(description="code width, in bits; at most 15 for float16, 127 for bfloat16 and float32, 1023 for float64")
-    w: NumberOrTensorName = Field(description="weight: a finite number, or the name of a tensor in the body")
-    b: NumberOrTensorName = Field(description="bias: a finite number, or the name of a tensor in the body")
+    w: NumberOrTensorName = Field(description="weight")
+    b: NumberOrTensorName = Field(description="bias")
 
     @property
     def reads_x(self) -> bool:

@@ -10,7 +10,6 @@ import pytest
 from examples import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from service.errors import (
     BadExpression,
@@ -35,8 +34,9 @@ from service.ops import (
     Round,
     parse,
 )
-from service.ops.base import RESERVED_NAMES, bounds
-from service.ops.expression import MAX_EXPRESSION_LENGTH, allowed_values, build, is_bare_name, parse_value, type_name
+from service.ops.base import RESERVED_NAMES
+from service.ops.expression import MAX_EXPRESSION_LENGTH, build, is_bare_name, parse_value
+from service.ops.parameters import allowed_values, bounds, type_name
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,63}", fullmatch=True).filter(lambda name: name not in RESERVED_NAMES)
 
@@ -56,7 +56,7 @@ def _values(cls: type[Operator], parameter: str) -> st.SearchStrategy[Any]:
 def _constructible(cls: type[Operator], values: dict[str, Any]) -> bool:
     try:
         cls(**values)
-    except ValidationError:
+    except BadParameter:
         return False
     return True
 
