@@ -6,6 +6,7 @@ memory of its own, calls `answer` or `answer_at_once`, sends what it gets, and c
 
 from __future__ import annotations
 
+import math
 import time
 from functools import lru_cache
 from typing import NamedTuple, get_args
@@ -25,7 +26,10 @@ from service.ops import Expression
 from service.settings import Settings
 from service.shortcut import Shortcut, learn
 
-# Up to this size a thread hop costs more than the work: measured to halve the rate at 64 KiB and to be nothing at 16 MiB.
+# Up to these sizes the event loop does the work itself: a thread hop would cost more than it saves, and other
+# connections wait no longer than while a body of this size is received.
+SMALL_ELEMENTWISE_BYTES = 2 * 2**20 + 4096
+# Operators that reduce over a tensor, or meet other tensors, take several passes and temporaries.
 SMALL_BYTES = 256 * 1024
 # JSON makes a Python object of every number: about a hundred times the work per byte.
 SMALL_JSON_BYTES = 4 * 1024
@@ -36,7 +40,8 @@ PATHS: dict[str, Kind] = {f"/{kind}": kind for kind in get_args(Kind)}
 class Terms(NamedTuple):
     """What the head alone says of a call; the same for every request with the same head.
 
-    `offers` are the formats for the answer, best first; `operator` is the label under which the call
+    `offers` are the formats for the answer, best first; bodies up to `instant_bytes` are answered on the
+    event loop; `operator` is the label under which the call
     is counted; `shortcuts` holds the one that was learned last, if any.
     """
 
@@ -46,6 +51,7 @@ class Terms(NamedTuple):
     offers: tuple[wire.Choice, ...]
     limit_bytes: int
     length: int | None
+    instant_bytes: float
     operator: str
     shortcuts: list[Shortcut]
 
@@ -99,7 +105,8 @@ class Core:
             offers = _offers_with_names(offers)
         operators = expression.operators
         operator = operators[0].name if len(operators) == 1 else "chain"
-        return Terms(kind, expression, request_format, offers, limit_bytes, found.content_length, operator, [])
+        instant_bytes = _instant_bytes(kind, expression, request_format)
+        return Terms(kind, expression, request_format, offers, limit_bytes, found.content_length, instant_bytes, operator, [])
 
     def begin(self, terms: Terms) -> Job:
         """A job on these terms, its bytes reserved; `NotReady` and `Overloaded` when it is not the time."""
@@ -116,8 +123,7 @@ class Core:
 
     def is_small(self, job: Job, nbytes: int) -> bool:
         """Whether the event loop may do the work itself."""
-        limit = SMALL_JSON_BYTES if job.terms.format.name == "json" else SMALL_BYTES
-        return nbytes <= limit and self.engine.device.small_calls_are_instant
+        return nbytes <= job.terms.instant_bytes and self.engine.device.small_calls_are_instant
 
     def answer_at_once(self, job: Job, body: memoryview) -> Answer:
         """The answer to a call, computed here and now."""
@@ -168,6 +174,15 @@ class Core:
         )
         self.metrics.count(exchange)
         log_exchange(exchange)
+
+
+def _instant_bytes(kind: Kind, expression: Expression, request_format: wire.Format) -> float:
+    """Up to which size of the body a call is done on the event loop."""
+    if request_format.name == "json":
+        return SMALL_JSON_BYTES
+    if kind == "grad" and expression.backward_is_identity:
+        return math.inf  # nothing is computed, nothing is copied
+    return SMALL_ELEMENTWISE_BYTES if expression.elementwise and not expression.tensor_names else SMALL_BYTES
 
 
 def check_length(nbytes: int, limit_bytes: int, request_format: wire.Format) -> None:

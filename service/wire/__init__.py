@@ -84,11 +84,11 @@ def of_content_type(content_type: str | None) -> Format:
 def negotiate(accept: str | None, request_format: Format) -> tuple[Choice, ...]:
     """The formats that `Accept` allows for the answer, best first.
 
-    The greater quality comes first; at equal quality the format of the request (what browsers' libraries
-    send by default, `application/json, text/plain, */*`, is no wish for JSON), then the order of `Accept`. A format is called by its canonical media type,
-    or by the alias that `Accept` names. Parameters other than `q` are ignored, and so are items that are
-    no media range; an absent `Accept`, an empty one and `*/*` are the same. Raises `NotAcceptable` if
-    nothing is left.
+    The greater quality comes first; at equal quality the format of the request, then the order of
+    `Accept`. (What browsers' libraries send by default, `application/json, text/plain, */*`, is no wish
+    for JSON.) A format is called by its canonical media type, or by the alias that `Accept` names.
+    Parameters other than `q` are ignored, and so are items that are no media range; an absent `Accept`,
+    an empty one and `*/*` are the same. Raises `NotAcceptable` if nothing is left.
 
     >>> [media_type for _, media_type in negotiate("application/json;q=0.5, application/msgpack", FORMATS["npy"])]
     ['application/msgpack', 'application/json']
