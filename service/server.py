@@ -125,6 +125,8 @@ class _Server(uvicorn.Server):
         """Called ten times a second."""
         if time.monotonic() >= self._stop_at:
             self.should_exit = True
+        # With several workers another one may be asked for the metrics of all.
+        self._core.metrics.flush()
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

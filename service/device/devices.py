@@ -15,11 +15,16 @@ from service.errors import DeviceFault
 
 
 class Device(Protocol):
-    """What an engine needs of a device. `tile_bytes` is how much of an operand it takes at a time."""
+    """What an engine needs of a device.
+
+    `tile_bytes` is how much of an operand it takes at a time; where it `computes_in_place`, nothing needs
+    lifting or lowering.
+    """
 
     name: str
     reason: str
     tile_bytes: int
+    computes_in_place: bool
     small_calls_are_instant: bool
 
     def lift(self, host: Tensor) -> Tensor:
@@ -41,6 +46,7 @@ class Cpu:
     name = "cpu"
     # A block of 1 MiB stays in cache through all passes of a chain: measured at 1.01 to 1.05 times a memcpy.
     tile_bytes = 2**20
+    computes_in_place = True
     small_calls_are_instant = True
 
     def __init__(self, reason: str) -> None:
@@ -68,6 +74,7 @@ class Cuda:
 
     # Large enough that the copies run at the bus's speed, small enough that any tensor fits in tiles.
     tile_bytes = 64 * 2**20
+    computes_in_place = False
     small_calls_are_instant = False
 
     def __init__(self, index: int, reason: str) -> None:

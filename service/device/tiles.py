@@ -18,6 +18,9 @@ from service.ops import Expression
 
 def forward(device: Device, expression: Expression, x: Tensor, tensors: Mapping[str, Tensor]) -> None:
     """Overwrite the 1-d host tensor `x` with `expression(x)`; tensor parameters have one element each."""
+    if device.computes_in_place and x.nbytes <= device.tile_bytes:
+        expression.forward(x, tensors, out=x)
+        return
     for tile in _split(device, x):
         on_device = device.lift(tile)
         device.lower(expression.forward(on_device, tensors, out=on_device), tile)

@@ -38,7 +38,7 @@ def divide(x: Tensor, divisor: float | Tensor, out: Tensor | None = None) -> Ten
     """`x / divisor` by true division; a number next to float16 or bfloat16 is kept as float32."""
     import torch
 
-    if x.device.type == "cpu" or not isinstance(divisor, Real):
+    if x.is_cpu or not isinstance(divisor, Real):
         return torch.div(x, divisor, out=out)
     if x.dtype in (torch.float16, torch.bfloat16):
         quotient = x.float() / torch.full((), divisor, dtype=torch.float32, device=x.device)
@@ -51,7 +51,7 @@ def between(x: Tensor, min_value: float, max_value: float, out: Tensor | None = 
     """`min(max(x, min_value), max_value)`; NaN stays NaN, and a zero at a bound keeps its sign."""
     import torch
 
-    if x.device.type == "cpu" or not (_is_ordered(min_value) and _is_ordered(max_value)):
+    if x.is_cpu or not (_is_ordered(min_value) and _is_ordered(max_value)):
         return torch.clamp(x, min_value, max_value, out=out)
     low, high = rounded(min_value, x), rounded(max_value, x)
     y = torch.where(x < low, low, x)

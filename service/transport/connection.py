@@ -144,7 +144,7 @@ class _Http(HttpToolsProtocol):
             self._parse(_SCRATCH[:nbytes])
             return
         cycle.remaining_bytes -= nbytes
-        self.deadline = min(self.loop.time() + self.settings.body_idle_timeout_s, self.body_deadline)
+        self.deadline = min(self.reaper.now + self.settings.body_idle_timeout_s, self.body_deadline)
         if not cycle.remaining_bytes:
             self.receiving = None
             self._new_parser()
@@ -208,7 +208,7 @@ class _Http(HttpToolsProtocol):
     def _parse(self, data: memoryview) -> None:
         if self.phase is Phase.LINGER:
             return
-        if self.phase in (Phase.NEW, Phase.IDLE):
+        if self.phase is Phase.IDLE or self.phase is Phase.NEW:
             self._enter(Phase.HEAD, self.settings.header_timeout_s)
         try:
             self.parser.feed_data(data)
@@ -264,26 +264,28 @@ class _Http(HttpToolsProtocol):
         self.head_bytes = 0
         self.fed_bytes = 0
         self.in_message = True
-        if self.phase is not Phase.WORK and self.phase is not Phase.LEAVING:
+        if self.phase is Phase.BODY or self.phase is Phase.IDLE:
             self._enter(Phase.HEAD, self.settings.header_timeout_s)
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
-        super().on_url(url)
+        self.url += url
         if len(self.url) > MAX_URL_BYTES:
             raise UriTooLong(f"the URL has more than {MAX_URL_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
-        super().on_header(name, value)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
         self.head_bytes += len(name) + len(value)
         if len(self.headers) > MAX_HEADER_COUNT or self.head_bytes > MAX_HEADER_BYTES:
             raise _too_large(self.url)
 
     def on_headers_complete(self) -> None:
         """A head is complete: hot requests with an announced length stay here, others are uvicorn's."""
-        now = self.loop.time()
-        self.body_deadline = now + self.settings.body_timeout_s
+        self.body_deadline = self.reaper.now + self.settings.body_timeout_s
         waits = self.cycle is not None and not self.cycle.response_complete
         if not waits:
             self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
@@ -314,7 +316,7 @@ class _Http(HttpToolsProtocol):
         if isinstance(self.cycle, DirectCycle):
             self.cycle.take(body)
         else:
-            self.deadline = min(self.loop.time() + self.settings.body_idle_timeout_s, self.body_deadline)
+            self.deadline = min(self.reaper.now + self.settings.body_idle_timeout_s, self.body_deadline)
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -485,7 +487,7 @@ class _Http(HttpToolsProtocol):
 
     def _enter(self, phase: Phase, seconds: float) -> None:
         self.phase = phase
-        self.deadline = self.loop.time() + seconds
+        self.deadline = self.reaper.now + seconds
 
     def _work_or_idle(self) -> None:
         """After a request has come whole, or was answered: what does the connection wait for now."""

@@ -25,12 +25,15 @@ class Reaper:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._watched: set[Mortal] = set()
+        # The time of the last look, for deadlines: a clock that costs nothing to read.
+        self.now = loop.time()
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, connection: Mortal) -> None:
         """Begin to look at a connection."""
         self._watched.add(connection)
         if self._timer is None:
+            self.now = self._loop.time()
             self._timer = self._loop.call_later(INTERVAL_S, self._look)
 
     def forget(self, connection: Mortal) -> None:
@@ -38,7 +41,7 @@ class Reaper:
         self._watched.discard(connection)
 
     def _look(self) -> None:
-        now = self._loop.time()
+        self.now = now = self._loop.time()
         for connection in [one for one in self._watched if one.deadline <= now]:
             connection.expired(now)
         self._timer = self._loop.call_later(INTERVAL_S, self._look) if self._watched else None

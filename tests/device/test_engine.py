@@ -158,6 +158,8 @@ def test_warming_up_runs_every_operator(engine: Engine) -> None:
 class Failing(Cpu):
     """A device on which every copy fails with the given error."""
 
+    computes_in_place = False
+
     def __init__(self, error: Exception) -> None:
         super().__init__("test")
         self.error = error
