@@ -27,6 +27,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _CHUNKED_STEP_BYTES = 2**20
 
 
+# Where in the scope an answer that is a problem leaves its code, for the log and the metrics.
+PROBLEM_CODE = "stequant.problem_code"
+
+
 class CallerGone(Exception):
     """The connection was closed before the request was complete; there is nobody to answer."""
 
@@ -87,14 +91,25 @@ class HotPaths:
                 matched = scope.get("route")
                 route = getattr(matched, "path", "other")
             except StequantError as error:
+                scope[PROBLEM_CODE] = error.code
                 await _write(problem(error), counted)
         except Exception:
             log.exception("%s %s failed", head.method, head.path)
             if status != 500:
                 raise  # an answer has begun; the server closes the connection
+            scope[PROBLEM_CODE] = StequantError.code
             await _write(problem(StequantError("the request failed inside the server; its log has the details")), counted)
         finally:
-            exchange = Exchange(head.method, head.path, route, status, 0, sent_bytes, time.perf_counter() - started)
+            exchange = Exchange(
+                head.method,
+                head.path,
+                route,
+                status,
+                0,
+                sent_bytes,
+                time.perf_counter() - started,
+                code=scope.get(PROBLEM_CODE, ""),
+            )
             self.core.metrics.count(exchange)
             log_exchange(exchange)
 
@@ -121,7 +136,7 @@ async def _read_chunked(core: Core, job: Job, receive: Receive) -> memoryview:
     async for piece in _pieces(receive):
         check_length(len(body) + len(piece), job.terms.limit_bytes, job.terms.format)
         while job.reserved_bytes < len(body) + len(piece):
-            core.reserve(job, _CHUNKED_STEP_BYTES)
+            core.reserve(job, min(_CHUNKED_STEP_BYTES, job.terms.limit_bytes - job.reserved_bytes))
         body += piece
     return memoryview(body)
 

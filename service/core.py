@@ -151,6 +151,16 @@ class Core:
             return self.answer_at_once(job, body)
         return await self.engine.submit(lambda: self.answer_at_once(job, body))
 
+    def publish(self) -> None:
+        """Bring everything that was counted into the metrics."""
+        self.metrics.in_flight_bytes.set(self.budget.in_flight_bytes)
+        self.metrics.flush()
+
+    def exposition(self) -> bytes:
+        """The metrics, for `GET /metrics`."""
+        self.publish()
+        return self.metrics.exposition()
+
     def done(self, head: Head, answer: Answer, job: Job | None, received_bytes: int, started: float) -> None:
         """Count and log an answered request of a hot path, and release what it had reserved."""
         if job is not None:

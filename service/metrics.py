@@ -81,7 +81,6 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format; summed over the workers where there are several."""
-        self.flush()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self.registry)
         registry = CollectorRegistry()

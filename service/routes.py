@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from service import metrics
 from service.answer import problem
+from service.asgi import PROBLEM_CODE
 from service.core import Core
 from service.dtypes import DTYPES
 from service.errors import MethodNotAllowed, NotFound, StequantError
@@ -56,7 +57,7 @@ async def readyz(request: Request) -> JSONResponse:
 @router.get("/metrics", summary="Prometheus metrics", tags=["about"], response_class=Response)
 async def prometheus(request: Request) -> Response:
     """Counters and histograms in Prometheus' text format; summed over the workers."""
-    return Response(core_of(request).metrics.exposition(), media_type=metrics.MEDIA_TYPE)
+    return Response(core_of(request).exposition(), media_type=metrics.MEDIA_TYPE)
 
 
 @router.get("/docs", include_in_schema=False)
@@ -80,14 +81,16 @@ def install_problem_handlers(app: FastAPI) -> None:
         path = request.url.path
         if error.status_code == 405:
             return _response(
-                MethodNotAllowed(f"{path} does not answer {request.method[:20]}", allow=(error.headers or {}).get("Allow", "GET"))
+                request,
+                MethodNotAllowed(f"{path} does not answer {request.method[:20]}", allow=(error.headers or {}).get("Allow", "GET")),
             )
         if error.status_code == 404:
-            return _response(NotFound(f"there is nothing at {path[:200]!r}; /docs lists what there is"))
-        return _response(StequantError(str(error.detail)))
+            return _response(request, NotFound(f"there is nothing at {path[:200]!r}; /docs lists what there is"))
+        return _response(request, StequantError(str(error.detail)))
 
 
-def _response(error: StequantError) -> Response:
+def _response(request: Request, error: StequantError) -> Response:
+    request.scope[PROBLEM_CODE] = error.code
     answer = problem(error)
     return Response(
         b"".join(answer.pieces),

@@ -126,7 +126,7 @@ class _Server(uvicorn.Server):
         if time.monotonic() >= self._stop_at:
             self.should_exit = True
         # With several workers another one may be asked for the metrics of all.
-        self._core.metrics.flush()
+        self._core.publish()
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "asgi": {"answer", "core", "device", "errors", "head", "logs", "metrics"},
     "transport": {"answer", "core", "device", "errors", "head"},
     "openapi": {"answer", "call", "dtypes", "errors", "ops", "settings", "wire"},
-    "routes": {"answer", "core", "dtypes", "errors", "metrics", "ops"},
+    "routes": {"answer", "asgi", "core", "dtypes", "errors", "metrics", "ops"},
     "app": {"", "asgi", "core", "device", "metrics", "openapi", "routes", "settings"},
     "server": {"", "app", "core", "errors", "logs", "settings", "transport", "workers"},
     "workers": {"", "logs", "server", "settings"},

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from service.call import Kind, fields, plan
 from service.cli.operators import Commands
-from service.cli.serving import Unavailable
+from service.cli.serving import BadUsage, Unavailable
 from service.errors import DeviceFault
 from service.ops import Expression, parse
 from service.wire import npy
@@ -96,7 +96,11 @@ def _computer(options: argparse.Namespace) -> Compute:
     from service.client import Client
 
     def compute(kind: Kind, expression: Expression, message: Message) -> Message:
-        with Client(options.url or "http://stequant", uds=options.uds) as client:
+        try:
+            client = Client(options.url or "http://stequant", uds=options.uds)
+        except ValueError as error:
+            raise BadUsage(f"--url: {error}") from error
+        with client:
             return client.exchange(kind, expression, message)
 
     return compute

@@ -34,7 +34,9 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options, surplus = parser.parse_known_args(arguments)
+    if surplus and not getattr(options, "takes_anything", False):
+        parser.error(f"unrecognized arguments: {' '.join(surplus)}")
     try:
         return int(options.run(options))
     except CapacityError as error:

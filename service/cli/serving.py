@@ -29,8 +29,8 @@ def add_command(commands: Commands) -> None:
         from service.settings import Settings
     except ModuleNotFoundError as error:
         missing = error.name
-        parser.add_argument("flags", nargs=argparse.REMAINDER)
-        parser.set_defaults(run=lambda _: _needs_extra(missing))
+        # Which flags there are is not known here; what is missing is what has to be said.
+        parser.set_defaults(run=lambda _: _needs_extra(missing), takes_anything=True)
         return
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f" (default {field.default})"
