@@ -13,7 +13,7 @@ from typing import Any
 from service.answer import CALLER_GONE, Answer, problem
 from service.core import PATHS, Core, Job, check_length
 from service.device.buffers import allocate
-from service.errors import MalformedBody, StequantError
+from service.errors import BadFraming, MalformedBody, StequantError
 from service.head import Head
 from service.logs import log, log_exchange
 from service.metrics import Exchange
@@ -153,7 +153,11 @@ async def _pieces(receive: Receive) -> Any:
 
 
 async def _write(answer: Answer, send: Send) -> None:
-    await send({"type": "http.response.start", "status": answer.status, "headers": answer.header_pairs()})
+    headers = answer.header_pairs()
+    if answer.code == BadFraming.code:
+        # What follows a request whose framing is in doubt might be a part of it.
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     pieces = answer.pieces or (b"",)
     for index, piece in enumerate(pieces):
         await send({"type": "http.response.body", "body": piece, "more_body": index < len(pieces) - 1})

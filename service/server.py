@@ -10,6 +10,7 @@ import stat
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -43,26 +44,25 @@ def _tcp_socket(host: str, port: int) -> socket.socket:
     family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     sock = socket.socket(family, kind, proto)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return _bound(sock, address)
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise OSError(None, "a server is listening there")
+        path.unlink()  # left behind by a server that was killed
+    return _bound(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), str(path))
+
+
+def _bound(sock: socket.socket, address: Any) -> socket.socket:
     try:
         sock.bind(address)
         sock.listen(_BACKLOG)
     except OSError:
         sock.close()
         raise
-    return sock
-
-
-def _unix_socket(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-        if sock.connect_ex(str(path)) == 0:
-            sock.close()
-            raise OSError(None, "a server is listening there")
-        path.unlink()  # left behind by a server that was killed
-        sock.close()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.bind(str(path))
-    sock.listen(_BACKLOG)
     return sock
 
 

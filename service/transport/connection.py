@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import fcntl
+import sys
+import termios
 from functools import lru_cache
 from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.answer import CALLER_GONE, Answer, problem
@@ -96,7 +99,7 @@ class _Http(HttpToolsProtocol):
         self.unsent_bytes = 0
         self.head_bytes = 0
         self.fed_bytes = 0
-        self.in_message = False
+        self.in_body = False
         self.burst_bytes = 0
         self.is_last = False
         self.last_head: Head | None = None
@@ -194,7 +197,7 @@ class _Http(HttpToolsProtocol):
                 self.transport.abort()
             self.phase = Phase.LINGER
         elif self.phase is Phase.LEAVING:
-            unsent_bytes = self.transport.get_write_buffer_size()
+            unsent_bytes = self._unsent_bytes()
             if unsent_bytes < self.unsent_bytes:
                 self.unsent_bytes = unsent_bytes
                 self.deadline = now + self.settings.write_timeout_s
@@ -202,6 +205,14 @@ class _Http(HttpToolsProtocol):
                 self.transport.abort()
         else:
             self._time_out()
+
+    def _unsent_bytes(self) -> int:
+        """What the reader has not taken: in this process, and in the kernel, which takes megabytes at a time."""
+        try:
+            queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, AttributeError):
+            queued = bytes(4)
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     # The parser ---------------------------------------------------------------------------------------
 
@@ -263,7 +274,7 @@ class _Http(HttpToolsProtocol):
         self.expect_100_continue = False
         self.head_bytes = 0
         self.fed_bytes = 0
-        self.in_message = True
+        self.in_body = False
         if self.phase is Phase.BODY or self.phase is Phase.IDLE:
             self._enter(Phase.HEAD, self.settings.header_timeout_s)
 
@@ -285,6 +296,7 @@ class _Http(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head is complete: hot requests with an announced length stay here, others are uvicorn's."""
+        self.in_body = True
         self.body_deadline = self.reaper.now + self.settings.body_timeout_s
         waits = self.cycle is not None and not self.cycle.response_complete
         if not waits:
@@ -321,7 +333,7 @@ class _Http(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request has come whole."""
-        self.in_message = False
+        self.in_body = False
         if isinstance(self.cycle, DirectCycle):
             if not self.cycle.remaining_bytes:  # after an ignored upgrade the parser takes the body for something else
                 self._received(self.cycle)
@@ -366,6 +378,8 @@ class _Http(HttpToolsProtocol):
             cycle.body = allocate(cycle.length)
         except StequantError as error:
             cycle.answer = problem(error)
+            # What follows a request whose framing is in doubt might be a part of it.
+            cycle.keep_alive = cycle.keep_alive and not isinstance(error, BadFraming)
 
     def _begin(self, cycle: DirectCycle) -> None:
         """It is this request's turn on the connection."""
@@ -421,13 +435,15 @@ class _Http(HttpToolsProtocol):
                 b"content-length: %d\r\n\r\n" % answer.length,
             )
         )
-        if answer.length <= _JOIN_BYTES * len(answer.pieces):
+        if cycle.head.method == "HEAD":
+            self.transport.write(head)
+        elif answer.length <= _JOIN_BYTES * len(answer.pieces):
             self.transport.write(b"".join((head, *answer.pieces)))
         else:
             self.transport.writelines((head, *answer.pieces))
         cycle.answer = answer
-        self.unsent_bytes = self.transport.get_write_buffer_size()
-        if self.unsent_bytes:
+        if self.transport.get_write_buffer_size():
+            self.unsent_bytes = self._unsent_bytes()
             self._enter(Phase.LEAVING, self.settings.write_timeout_s)
             self.leaving = (cycle, answer)
         else:
@@ -496,7 +512,7 @@ class _Http(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             self.phase, self.deadline = Phase.WORK, NEVER
-        elif cycle.remaining_bytes if isinstance(cycle, DirectCycle) else self.in_message:
+        elif cycle.remaining_bytes if isinstance(cycle, DirectCycle) else self.in_body:
             # Answered before its body had come, which is skipped.
             self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
         elif self.is_last:
@@ -515,22 +531,38 @@ class _Http(HttpToolsProtocol):
             self.transport.write_eof()
 
     def _refuse(self, error: BaseException | None) -> None:
-        """Answer bytes that are no request, and close."""
+        """Answer bytes that are no request, or no longer one, and close."""
         if not isinstance(error, StequantError):
             error = BadFraming(f"the request is not valid HTTP/1.1: {error}")
         if self.transport.is_closing() or self.phase is Phase.LINGER:
             return
-        answer = problem(error)
-        # Whatever follows is skipped, so there is always something to come.
-        cycle = DirectCycle(Head("-", "-", b"", ()), 1, keep_alive=False, expects_continue=False)
-        if self.cycle is not None and not self.cycle.response_complete:
-            # Earlier requests of this connection are still to be answered; then this refusal, then the end.
-            cycle.answer = answer
-            self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+        if self.in_body and self.cycle is not None and not self._give_up(self.cycle):
+            self.transport.close()
             return
-        self.cycle = cycle  # type: ignore[assignment]
-        self._respond(cycle, answer)
+        # Whatever follows is skipped, so there is always something to come.
+        refusal = DirectCycle(Head("-", "-", b"", ()), 1, keep_alive=False, expects_continue=False)
+        waits = self.cycle is not None and not self.cycle.response_complete
+        self.cycle = refusal  # type: ignore[assignment]
+        if waits:
+            # Earlier requests of this connection are still to be answered; then this refusal, then the end.
+            refusal.answer = problem(error)
+            self.flow.pause_reading()
+            self.pipeline.appendleft((refusal, self.app))  # type: ignore[arg-type]
+        else:
+            self._respond(refusal, problem(error))
+
+    def _give_up(self, cycle: RequestResponseCycle) -> bool:
+        """Let go of uvicorn's request whose body cannot be read on; false when its answer has begun."""
+        self.in_body = False
+        if self.pipeline and self.pipeline[0][0] is cycle:
+            self.pipeline.popleft()
+            return True
+        if cycle.response_started and not cycle.response_complete:
+            return False
+        cycle.disconnected = True
+        cycle.response_complete = True
+        cycle.message_event.set()
+        return True
 
     def _time_out(self) -> None:
         cycle = self.cycle
@@ -540,10 +572,7 @@ class _Http(HttpToolsProtocol):
             self.receiving = None
             cycle.keep_alive = False
             self._respond(cycle, problem(self._body_timeout()))
-        elif cycle is not None and not cycle.response_complete and not cycle.response_started:
-            cycle.disconnected = True
-            cycle.message_event.set()
-            cycle.response_complete = True
+        elif cycle is not None and not cycle.response_complete:
             self._refuse(self._body_timeout())
         else:
             self.transport.close()
