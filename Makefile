@@ -3,7 +3,7 @@
 #   make test-slow           the tests of minutes    make lint        style, types
 #   make bench               measure                 make clean       remove .venv
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint format bench bench-ops tables build clean
+.PHONY: help serve test test-slow lint format bench bench-ops bench-peers tables build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,6 +52,9 @@ bench: $(VENV)/.dev
 
 bench-ops: $(VENV)/.dev
 	$(BIN)/python -m benchmarks ops
+
+bench-peers: $(VENV)/.dev
+	$(BIN)/python -m benchmarks peers
 
 # The README's tables, made from the code.
 tables: $(VENV)/.dev

@@ -1,4 +1,4 @@
-"""`python -m benchmarks http | ops | report`."""
+"""`python -m benchmarks http | ops | peers | report`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
         return run_http(options)
     if options.what == "ops":
         return run_operators(options)
+    if options.what == "peers":
+        return run_peers(options)
     write_report(options.out or HERE)
     return 0
 
@@ -50,8 +52,24 @@ def run_operators(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_peers(options: argparse.Namespace) -> int:
+    """Ours beside other tensor servers; 1 where one of them failed, or is missing."""
+    from benchmarks.peers import report, run
+
+    results = run.run(
+        rounds=options.rounds,
+        quick=options.quick,
+        only=options.only,
+        without=options.without,
+        device=options.device,
+        say=_say,
+    )
+    _keep(options, f"{options.name or 'peers'}.json", results, report.write(results))
+    return 1 if results.failures or any(peer.missing for peer in results.peers) else 0
+
+
 def write_report(folder: Path) -> None:
-    """RESULTS.md and the plot, from `results/http.json` and `results/ops.json`."""
+    """RESULTS.md and the plot from `results/http.json` and `results/ops.json`, PEERS.md from `results/peers.json`."""
     from benchmarks import report
 
     http_path, operators_path = folder / "results" / "http.json", folder / "results" / "ops.json"
@@ -66,8 +84,21 @@ def write_report(folder: Path) -> None:
         else:
             draw(http, folder / "results" / "http")
             plot = "results/http.svg"
-    (folder / "RESULTS.md").write_text(report.write(http, operators, plot))
-    _say(f"written: {folder / 'RESULTS.md'}")
+    if http or operators:
+        (folder / "RESULTS.md").write_text(report.write(http, operators, plot))
+        _say(f"written: {folder / 'RESULTS.md'}")
+    write_peers_report(folder)
+
+
+def write_peers_report(folder: Path) -> None:
+    """PEERS.md, from `results/peers.json`."""
+    from benchmarks.peers import report
+    from benchmarks.peers.results import PeerResults
+
+    path = folder / "results" / "peers.json"
+    if path.exists():
+        (folder / "PEERS.md").write_text(report.write(PeerResults.model_validate_json(path.read_text())))
+        _say(f"written: {folder / 'PEERS.md'}")
 
 
 def _keep(options: argparse.Namespace, name: str, results: HttpResults | OperatorResults, text: str) -> None:
@@ -88,7 +119,7 @@ def _say(line: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=sys.modules["benchmarks"].__doc__)
-    parser.add_argument("what", choices=["http", "ops", "report"])
+    parser.add_argument("what", choices=["http", "ops", "peers", "report"])
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer sizes and rounds, shorter cells")
     parser.add_argument("--only", default="", metavar="TEXT", help="only what has this in its name, as the progress lines show it")
     parser.add_argument(
@@ -97,8 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS)
     parser.add_argument("--cores", type=int, default=2, help="cores that servers and generator share; 0: all (default: 2)")
     parser.add_argument("--device", default="cpu", help="the device of the service (default: cpu)")
-    parser.add_argument("--name", help="name of the JSON file in results/ (default: http, ops)")
-    parser.add_argument("--out", type=Path, help="folder for RESULTS.md and results/ (default: here)")
+    parser.add_argument("--name", help="name of the JSON file in results/ (default: http, ops, peers)")
+    parser.add_argument("--out", type=Path, help="folder for RESULTS.md, PEERS.md and results/ (default: here)")
     return parser
 
 

@@ -37,15 +37,15 @@ def write(http: HttpResults | None, operators: OperatorResults | None, plot: str
 def http_sections(results: HttpResults, plot: str | None) -> Iterator[str]:
     """The servers."""
     yield "## Over HTTP"
-    yield _machine(results.machine, results.settings)
-    yield from _bounds(list(http_bounds(results)))
+    yield machine_section(results.machine, results.settings)
+    yield from bound_sections(list(http_bounds(results)))
     if results.failures:
         yield "**Failures**\n\n" + "\n".join(f"* {failure}" for failure in results.failures)
     if plot:
         yield f"![Rate by payload, as a share of the ceiling's]({plot})"
     yield from _quantize(results)
     yield from _others(results)
-    yield from _memory(results)
+    yield from memory_sections(results)
     yield from _mixed(results)
     yield from _generator(results)
 
@@ -53,12 +53,12 @@ def http_sections(results: HttpResults, plot: str | None) -> Iterator[str]:
 def operator_sections(results: OperatorResults) -> Iterator[str]:
     """The operators alone."""
     yield "## Operators alone"
-    yield _machine(results.machine, results.settings)
+    yield machine_section(results.machine, results.settings)
     yield (
         "In place, one thread, without HTTP: the median time as a multiple of that of a memcpy of the same bytes "
         "into memory that was touched before."
     )
-    yield from _bounds(list(operator_bounds(results)))
+    yield from bound_sections(list(operator_bounds(results)))
     dtypes = list(dict.fromkeys(time.dtype for time in results.operators))
     sizes = list(dict.fromkeys(time.size_bytes for time in results.operators))
     found = {(time.expression, time.dtype, time.size_bytes): time for time in results.operators}
@@ -70,11 +70,13 @@ def operator_sections(results: OperatorResults) -> Iterator[str]:
     yield table(header, rows)
 
 
-def _machine(machine: dict[str, str], settings: dict[str, str]) -> str:
+def machine_section(machine: dict[str, str], settings: dict[str, str]) -> str:
+    """What was measured on, and how."""
     return table(["", ""], [(name, value) for name, value in {**machine, **settings}.items()]).replace("---:", "---")
 
 
-def _bounds(bounds: list[Bound]) -> Iterator[str]:
+def bound_sections(bounds: list[Bound]) -> Iterator[str]:
+    """How many bounds are met, those that are not, and all of them."""
     if not bounds:
         return
     missed = [bound for bound in bounds if not bound.met]
@@ -93,14 +95,14 @@ def _quantize(results: HttpResults) -> Iterator[str]:
         of_naive = thresholds.OF_NAIVE[measured.connections][measured.size_bytes]
         rows.append(
             [
-                _cell_name(measured),
-                *(_rate(measured, label) for label in labels),
+                cell_name(measured),
+                *(rate_cell(measured, label) for label in labels),
                 _ratio(measured, cells.OURS, cells.CEILING, of_ceiling),
                 _ratio(measured, cells.OURS, cells.CEILING_C, of_ceiling),
                 f"{of_ceiling:.2f}",
                 _ratio(measured, cells.OURS, cells.NAIVE, of_naive),
                 f"{of_naive:g}",
-                _spread(measured, cells.OURS),
+                spread_cell(measured, cells.OURS),
             ]
         )
     if rows:
@@ -146,13 +148,14 @@ def _ratios(
         header = ["payload, connections", *labels, *(f"{label} / {to}" for label, to in ratios)]
         yield f"### {title}"
         rows = [
-            [_cell_name(one), *(_rate(one, label) for label in labels), *(_ratio(one, label, to) for label, to in ratios)]
+            [cell_name(one), *(rate_cell(one, label) for label in labels), *(_ratio(one, label, to) for label, to in ratios)]
             for one in found
         ]
         yield table(header, rows)
 
 
-def _memory(results: HttpResults) -> Iterator[str]:
+def memory_sections(results: HttpResults) -> Iterator[str]:
+    """Start-up and memory, if they were measured."""
     if results.memory:
         yield "### Start-up and memory"
         yield (
@@ -232,11 +235,13 @@ def _group(results: HttpResults, group: str) -> list[Measured]:
     return [measured for measured in results.comparisons if measured.group == group]
 
 
-def _cell_name(measured: Measured) -> str:
+def cell_name(measured: Measured) -> str:
+    """The first column of a comparison."""
     return f"{size_name(measured.size_bytes)}, {measured.connections}"
 
 
-def _rate(measured: Measured, label: str) -> str:
+def rate_cell(measured: Measured, label: str) -> str:
+    """The median rate of a row."""
     return rate_in_words(median(measured.rows[label].rates)) if measured.has(label) else NOTHING
 
 
@@ -247,5 +252,6 @@ def _ratio(measured: Measured, label: str, to: str, wanted: float | None = None)
     return f"**{value:.2f}**" if wanted is not None and value < wanted else f"{value:.2f}"
 
 
-def _spread(measured: Measured, label: str) -> str:
+def spread_cell(measured: Measured, label: str) -> str:
+    """How far the rounds of a row lie apart."""
     return f"{spread(measured.rows[label].rates):.0%}" if measured.has(label) else NOTHING
