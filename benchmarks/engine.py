@@ -9,22 +9,18 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from service.ops import Expression
+from service.device import tiles
+from service.device.devices import Cpu
+from service.ops import Expression, Operator
 
-BLOCK_ELEMENTS = 2**18  # 1 MiB of float32: x and y of a block stay in a core's cache
+_CPU = Cpu("measured")
 
 
 def run_in_place(expression: Expression, x: Tensor, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Replace `x`, of shape (rows, columns), by `y`.
-
-    A tensor parameter with as many rows is cut into the same blocks, any other is used whole.
-    """
-    tensors = tensors or {}
-    if not expression.elementwise:
-        return expression.forward(x, tensors, out=x)
-    rows = max(1, BLOCK_ELEMENTS // x.shape[1])
-    for start in range(0, x.shape[0], rows):
-        block = x[start : start + rows]
-        parts = {name: t[start : start + rows] if t.dim() == 2 and len(t) == len(x) else t for name, t in tensors.items()}
-        expression.forward(block, parts, out=block)
+    """Replace `x`, of any shape, by `y`; tensor parameters broadcast to it."""
+    for segment in expression.segments:
+        if isinstance(segment, Operator):
+            tiles.forward_reduced(_CPU, segment, x)
+        else:
+            tiles.forward_with_tensors(_CPU, segment, x, tensors or {})
     return x

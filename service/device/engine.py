@@ -7,7 +7,7 @@ the request wherever that is possible.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from service.device import gathering, memory, tiles
 from service.device.devices import Device
 from service.dtypes import DTYPES
 from service.errors import DeviceFault, OutOfMemory
-from service.ops import REGISTRY, Expression, parse
+from service.ops import REGISTRY, Expression, Operator, parse
 from service.ops.catalogue import example
 from service.wire.message import Bundle, Message, WireTensor
 
@@ -82,13 +82,18 @@ class Engine:
                 results += placed
         else:
             for tensor in call.x.tensors:
-                elements, (placed_tensor,) = gathering.gather((tensor,))
-                on_device = self.device.lift(elements)
-                x = memory.shaped(on_device, tensor)
-                call.expression.forward(x, tensors, out=x)
-                self.device.lower(on_device, elements)
-                results.append(placed_tensor)
+                elements, placed = gathering.gather((tensor,))
+                self._forward_by_segments(call.expression, memory.shaped(elements, tensor), tensors)
+                results += placed
         return {"y": Bundle(tuple(results), call.x.names, call.x.single)}
+
+    def _forward_by_segments(self, expression: Expression, x: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite the host tensor `x` with `expression(x)`, in as few passes over it as its reductions allow."""
+        for segment in expression.segments:
+            if isinstance(segment, Operator):
+                tiles.forward_reduced(self.device, segment, x)
+            else:
+                tiles.forward_with_tensors(self.device, segment, x, tensors)
 
     def _grad(self, call: Call) -> Message:
         assert call.grad_output is not None

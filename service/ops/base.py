@@ -7,9 +7,9 @@ torch can name operators, print and parse them. The functions that do arithmetic
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -84,6 +84,15 @@ class Expression:
         return any(operator.reads_x for operator in self.operators)
 
     @cached_property
+    def segments(self) -> tuple[Chain | Operator, ...]:
+        """The expression cut into elementwise chains, and single operators that are not elementwise."""
+        parts: list[Chain | Operator] = []
+        for elementwise, group in groupby(self.operators, lambda operator: operator.is_elementwise):
+            operators = tuple(group)
+            parts += [Chain(operators)] if elementwise else operators
+        return tuple(parts)
+
+    @cached_property
     def backward_is_identity(self) -> bool:
         """Whether `grad_x` is `grad_output` itself, and there is no other gradient."""
         return all(operator.is_straight_through for operator in self.operators)
@@ -154,6 +163,13 @@ class Operator(Expression, BaseModel):
     def reads_x(self) -> bool:
         """Whether this operator's backward reads its own input."""
         return False
+
+    def pointwise(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """What overwrites a part of `x` with that part of `y`, after whatever has to be reduced over all of `x`.
+
+        For operators that are not elementwise.
+        """
+        raise NotImplementedError
 
     @property
     def own_tensor_names(self) -> tuple[str, ...]:

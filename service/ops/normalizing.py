@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 def clamp_by_linear(x: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """`(x - x_min) / (x_max - x_min)`, with `x_max` moved up by `eps`."""
+    return _normalized(x, *_x_min_and_span(x, eps), out=out)
+
+
+def _normalized(x: Tensor, x_min: Tensor, span: Tensor, out: Tensor | None) -> Tensor:
     import torch
 
-    x_min, span = _x_min_and_span(x, eps)
     return torch.div(torch.sub(x, x_min, out=out), span, out=out)
 
 
@@ -58,6 +61,11 @@ class ClampByLinear(Operator):
     def forward(self, x: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None) -> Tensor:
         """`(x - x_min) / (x_max - x_min)`."""
         return clamp_by_linear(x, self.eps, out=out)
+
+    def pointwise(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """The map to [0, 1], once the extrema of `x` are known."""
+        x_min, span = _x_min_and_span(x, self.eps)
+        return lambda part: _normalized(part, x_min, span, out=part)
 
     def backward(
         self, x: Tensor | None, grad_output: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None

@@ -59,8 +59,9 @@ def read(path: Path) -> list[torch.Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_files_get_the_bits_of_the_plain_expression(tmp_path: Path, dtype: str, place: list[str]) -> None:
     out = tmp_path / "out.npy"
-    for case in PLAIN_CASES if not place else PLAIN_CASES[::8]:
-        for x, grad_output in operands_of(case, DTYPES[dtype]).values():
+    # The whole table goes through servers elsewhere; each call here makes a connection of its own.
+    for case in PLAIN_CASES[::2] if not place else PLAIN_CASES[::8]:
+        for x, grad_output in list(operands_of(case, DTYPES[dtype]).values())[: 2 if place else None]:
             one, other = write(tmp_path / "x.npy", x), write(tmp_path / "g.npy", grad_output)
             assert main(["quantize", one, str(out), "--op", case.expression, *place]) == DONE
             assert_same_bits(read(out)[0], case.forward(x, {}), case)

@@ -87,6 +87,20 @@ def test_gradients_are_those_of_the_expression(engine: Engine, expression: Expre
                 assert_same_bits(off_wire(answer[f"grad_{name}"].tensors[0]), gradient, (str(expression), name, shape))
 
 
+@pytest.mark.parametrize("fortran", [False, True])
+@pytest.mark.parametrize("shape", [(3, 2, TILE // 2 + 5), (2 * TILE + 1, 1), (1, 1, TILE + 1), (TILE // 3, 7)], ids=str)
+@pytest.mark.parametrize(
+    "text", ["affine_k_bit_quantize(4, w, b)", "clamp_by_linear | affine_k_bit_quantize(4, w, 0.1) | clamp_by_linear"]
+)
+def test_tiles_of_any_shape_change_no_bit(engine: Engine, text: str, shape: tuple[int, ...], fortran: bool) -> None:
+    expression, x = parse(text), moderate(torch.float32, *shape)
+    broadcast = [(), (1,), (shape[-1],), (*shape[:-1], 1), (1, *shape[1:]), shape]
+    for own in broadcast:
+        tensors = tensors_for(expression, x, own)
+        expected = expression.forward(x, tensors)
+        assert_same_bits(quantized(engine, expression, on_wire(x, fortran=fortran), tensors), expected, (text, own))
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("text", ["round", "clamp(0, 1)", "k_bit_quantize(4)", str(CHAIN), "affine_k_bit_quantize(4, 0.3, 0.1)"])
 def test_tiles_change_no_bit(engine: Engine, text: str, size: int) -> None:

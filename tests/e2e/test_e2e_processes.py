@@ -253,6 +253,7 @@ def test_two_workers_share_a_port_and_their_metrics_are_summed(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_started_again_and_all_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     with two_workers(tmp_path) as server:
         pids = {pid for pid in descendants(server.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
@@ -275,12 +276,12 @@ def test_a_worker_that_dies_is_started_again_and_all_end_with_a_parent_that_is_k
 # Servers that cannot start -------------------------------------------------------------------------------
 
 
-def test_a_port_that_is_taken_gives_one_line() -> None:
+def test_a_port_that_is_taken_gives_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        line = refused_to_start("--port", str(port))
+        line = refused_here(capsys, "--port", str(port))
     assert str(port) in line
     assert "--port" in line
 
