@@ -129,15 +129,16 @@ class Core:
         """The answer to a call, computed here and now."""
         terms = job.terms
         try:
-            if terms.shortcuts and terms.shortcuts[0].fits(body):
-                return terms.shortcuts[0].answer(self.engine, body)
+            for shortcut in terms.shortcuts:
+                if shortcut.fits(body):
+                    return shortcut.answer(self.engine, body)
             message = terms.format.decode(body, fields(terms.kind), self.settings.max_tensors)
             call = plan(terms.kind, terms.expression, message)
             answer_format, media_type = terms.offers[0]
             answer = Answer.of(200, media_type, answer_format.encode(self.engine.run(call)))
-            shortcut = learn(call, body, answer)
-            if shortcut is not None:
-                terms.shortcuts[:] = (shortcut,)
+            learned = learn(call, body, answer)
+            if learned is not None:
+                terms.shortcuts[:] = (learned,)
             return answer
         except StequantError as error:
             return problem(error)

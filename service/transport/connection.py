@@ -391,6 +391,8 @@ class _Http(HttpToolsProtocol):
         elif not cycle.remaining_bytes:
             self._work(cycle)
         else:
+            # Reading was paused while it waited for its turn: its time begins now.
+            self.body_deadline = self.reaper.now + self.settings.body_timeout_s
             self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
 
     def _received(self, cycle: DirectCycle) -> None:
