@@ -114,8 +114,8 @@ class _Http(HttpToolsProtocol):
         super().connection_made(transport)
         # With a high-water mark of 0, resume_writing says exactly when an answer has left.
         transport.set_write_buffer_limits(high=0)
-        self._enter(Phase.NEW, self.settings.header_timeout_s)
         self.reaper.watch(self)
+        self._enter(Phase.NEW, self.settings.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """A connection has gone: nothing on it is answered any more."""
@@ -267,8 +267,6 @@ class _Http(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins. uvicorn's scope is made later, for the requests that need one."""
-        if self.is_last and self.phase is Phase.LINGER:
-            return
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -296,7 +294,6 @@ class _Http(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head is complete: hot requests with an announced length stay here, others are uvicorn's."""
-        self.in_body = True
         self.body_deadline = self.reaper.now + self.settings.body_timeout_s
         waits = self.cycle is not None and not self.cycle.response_complete
         if not waits:
@@ -342,6 +339,7 @@ class _Http(HttpToolsProtocol):
             self._work_or_idle()
 
     def _hand_to_uvicorn(self) -> None:
+        self.in_body = True
         url, headers, expects_continue = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects_continue

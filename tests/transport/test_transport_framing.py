@@ -421,6 +421,18 @@ def test_where_a_request_ends_is_never_guessed(server: ServerProcess, doubtful: 
         assert wire.is_closed()
 
 
+def test_garbage_after_a_body_that_came_on_its_own_is_refused(server: ServerProcess) -> None:
+    whole = head(HOST, TYPE, LENGTH) + SMALL
+    with Wire(server) as wire:
+        for part in (whole[: -len(SMALL)], SMALL[:5], SMALL[5:]):
+            wire.send(part)
+        assert wire.read().status == 200
+        wire.send(b"\x00\x01garbage\r\n\r\n")
+        answer = wire.read()
+        assert (answer.status, answer.code) == (400, "bad_framing")
+        assert wire.is_closed()
+
+
 @pytest.mark.parametrize("start", ["POST /quantize?op=round HTTP/1.1", "GET /healthz HTTP/1.1"])
 @pytest.mark.parametrize(
     ("lines", "status", "code"),
