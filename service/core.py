@@ -16,6 +16,7 @@ from service import wire
 from service.answer import Answer, problem
 from service.budget import Budget
 from service.call import Kind, fields, plan
+from service.device.buffers import Pool
 from service.device.engine import Engine
 from service.errors import BodyTooLarge, MethodNotAllowed, NotAcceptable, NotReady, StequantError
 from service.head import Head
@@ -75,6 +76,7 @@ class Core:
         self.metrics = metrics
         self.keys = Keys(settings.api_keys_file)
         self.budget = Budget(settings.in_flight_limit_bytes)
+        self.pool = Pool()
         self.ready = False
         self.draining = False
 

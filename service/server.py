@@ -127,6 +127,7 @@ class _Server(uvicorn.Server):
             self.should_exit = True
         # With several workers another one may be asked for the metrics of all.
         self._core.publish()
+        self._core.pool.trim()
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

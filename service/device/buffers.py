@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 # Cache line, and more than the alignment of any element.
 ALIGNMENT = 64
 _SMALL_BYTES = 16 * 1024
+# From here on fresh memory is mapped for each body and unmapped after it: page faults on every page, and
+# processors that wait for each other. Measured at 16 MiB and 8 connections: up to half of the rate.
+_POOLED_BYTES = 512 * 1024
+_KEPT_BYTES = 512 * 2**20
+_KEPT_S = 1.0
+
+_Room = npt.NDArray[np.uint8]
 
 
 def allocate(nbytes: int) -> memoryview:
@@ -18,6 +29,42 @@ def allocate(nbytes: int) -> memoryview:
     """
     if nbytes < _SMALL_BYTES:
         return memoryview(bytearray(nbytes))
-    room = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
+    return _placed(np.empty(nbytes + ALIGNMENT, dtype=np.uint8), nbytes)
+
+
+class Pool:
+    """Large buffers that were used a moment ago, for bodies of about the same size. For one event loop."""
+
+    def __init__(self) -> None:
+        self._free: list[tuple[float, _Room]] = []
+        self.bytes = 0
+
+    def take(self, nbytes: int) -> memoryview:
+        """Memory as `allocate` gives it, used before where there is some."""
+        if nbytes >= _POOLED_BYTES:
+            needed = nbytes + ALIGNMENT
+            for index, (_, room) in enumerate(self._free):
+                if needed <= room.nbytes <= needed + needed // 4:
+                    del self._free[index]
+                    self.bytes -= room.nbytes
+                    return _placed(room, nbytes)
+        return allocate(nbytes)
+
+    def give(self, buffer: memoryview) -> None:
+        """Take back memory that nobody reads or writes any more."""
+        room: Any = buffer.obj
+        if buffer.nbytes >= _POOLED_BYTES and self.bytes + room.nbytes <= _KEPT_BYTES:
+            self._free.append((time.monotonic(), room))
+            self.bytes += room.nbytes
+
+    def trim(self) -> None:
+        """Let go of what was not used for a second."""
+        oldest = time.monotonic() - _KEPT_S
+        if self._free and self._free[0][0] < oldest:
+            self._free = [(since, room) for since, room in self._free if since >= oldest]
+            self.bytes = sum(room.nbytes for _, room in self._free)
+
+
+def _placed(room: _Room, nbytes: int) -> memoryview:
     start = -(room.ctypes.data + nbytes) % ALIGNMENT
     return room.data[start : start + nbytes]

@@ -26,7 +26,6 @@ from uvicorn.server import ServerState
 
 from service.answer import CALLER_GONE, Answer, problem
 from service.core import PATHS, Core, Terms
-from service.device.buffers import allocate
 from service.errors import BadFraming, HeadersTooLarge, RequestTimeout, StequantError, UriTooLong
 from service.head import Head, header_lines
 from service.transport.cycle import DirectCycle
@@ -43,8 +42,8 @@ _SCRATCH = memoryview(bytearray(64 * 1024))
 _SKIP_BYTES = 2**20
 # Below this size, on average, joining the pieces for one write is cheaper than writing each.
 _JOIN_BYTES = 64 * 1024
-# How much of a body is received before other connections have their turn: about a quarter of a millisecond of copying.
-_BURST_BYTES = 2**19
+# How much of a body is received before other connections have their turn: about a millisecond of copying.
+_BURST_BYTES = 2**21
 # How long a connection is read after a refusal, so that the caller sees the answer and not a reset.
 _LINGER_S = 5.0
 # How long an idle connection is served after SIGTERM: a request may be on its way in it.
@@ -373,7 +372,7 @@ class _Http(HttpToolsProtocol):
     def _admit(self, cycle: DirectCycle) -> None:
         try:
             cycle.job = self.core.begin(self._terms(cycle.head))
-            cycle.body = allocate(cycle.length)
+            cycle.body = self.core.pool.take(cycle.length)
         except StequantError as error:
             cycle.answer = problem(error)
             # What follows a request whose framing is in doubt might be a part of it.
@@ -451,6 +450,8 @@ class _Http(HttpToolsProtocol):
 
     def _left(self, cycle: DirectCycle, answer: Answer) -> None:
         """The answer has left the process."""
+        if cycle.body is not None:
+            self.core.pool.give(cycle.body)
         self._finish(cycle, answer)
         cycle.response_complete = True
         self.server_state.total_requests += 1
