@@ -42,8 +42,8 @@ class Terms(NamedTuple):
     """What the head alone says of a call; the same for every request with the same head.
 
     `offers` are the formats for the answer, best first; bodies up to `instant_bytes` are answered on the
-    event loop; `operator` is the label under which the call
-    is counted; `shortcuts` holds the one that was learned last, if any.
+    event loop; `operator` is the label under which the call is counted; `shortcuts` holds the one that
+    was learned last, if any.
     """
 
     kind: Kind
@@ -107,7 +107,7 @@ class Core:
             offers = _offers_with_names(offers)
         operators = expression.operators
         operator = operators[0].name if len(operators) == 1 else "chain"
-        instant_bytes = _instant_bytes(kind, expression, request_format)
+        instant_bytes = _instant_bytes(kind, expression, (request_format, offers[0][0]))
         return Terms(kind, expression, request_format, offers, limit_bytes, found.content_length, instant_bytes, operator, [])
 
     def begin(self, terms: Terms) -> Job:
@@ -136,7 +136,7 @@ class Core:
                     return shortcut.answer(self.engine, body)
             message = terms.format.decode(body, fields(terms.kind), self.settings.max_tensors)
             call = plan(terms.kind, terms.expression, message)
-            answer_format, media_type = terms.offers[0]
+            answer_format, media_type = self._offer(terms, body)
             answer = Answer.of(200, media_type, answer_format.encode(self.engine.run(call)))
             learned = learn(call, body, answer)
             if learned is not None:
@@ -147,6 +147,16 @@ class Core:
         except Exception:
             log.exception("a call of %s failed", terms.expression)
             return problem(StequantError("the call failed inside the server; its log has the details"))
+
+    def _offer(self, terms: Terms, body: memoryview) -> wire.Choice:
+        """The best offer that can hold the answer to this body: JSON only up to the limit for JSON."""
+        for offer in terms.offers:
+            if offer[0].name != "json" or body.nbytes <= self.settings.max_json_bytes:
+                return offer
+        raise NotAcceptable(
+            f"the answer to a body of {body.nbytes} bytes is too large for JSON; allowed: {self.settings.max_json_bytes} "
+            "(npy and msgpack have no such limit)"
+        )
 
     async def answer(self, job: Job, body: memoryview) -> Answer:
         """The answer to a call: small ones here, large ones on the device's thread."""
@@ -189,9 +199,9 @@ class Core:
         log_exchange(exchange)
 
 
-def _instant_bytes(kind: Kind, expression: Expression, request_format: wire.Format) -> float:
-    """Up to which size of the body a call is done on the event loop."""
-    if request_format.name == "json":
+def _instant_bytes(kind: Kind, expression: Expression, formats: tuple[wire.Format, ...]) -> float:
+    """Up to which size of the body a call, read and answered in these formats, is done on the event loop."""
+    if any(one.name == "json" for one in formats):
         return SMALL_JSON_BYTES
     if kind == "grad" and expression.backward_is_identity:
         return math.inf  # nothing is computed, nothing is copied

@@ -165,3 +165,17 @@ def test_answers_announce_their_length_and_are_not_chunked(service: Service) -> 
         response = service.post("/quantize?op=round", body, content_type)
         assert int(response.headers["content-length"]) == len(response.content)
         assert "transfer-encoding" not in response.headers
+
+
+def test_only_small_calls_are_answered_in_json() -> None:
+    """A body of the limit for JSON, and one byte's worth more: the next format that is welcome, else 406."""
+    x = torch.full((100,), 0.25)
+    body = npy(x)
+    for limit, answered in ((len(body), JSON), (len(body) - 1, MSGPACK)):
+        with Service(max_json_bytes=limit) as service:
+            both = service.post("/quantize?op=round", body, NPY, headers={"accept": f"{JSON}, {MSGPACK};q=0.5"})
+            assert (both.status_code, both.headers["content-type"]) == (200, answered)
+            assert_same_bits(decode(answered, both.content, "y")["y"], torch.round(x))
+            alone = service.post("/grad?op=round", body + body, NPY, headers={"accept": JSON})
+            assert (alone.status_code, alone.json()["code"]) == (406, "not_acceptable")
+            assert str(limit) in alone.json()["detail"]
