@@ -12,7 +12,7 @@ import numpy.typing as npt
 ALIGNMENT = 64
 _SMALL_BYTES = 16 * 1024
 # From here on fresh memory is mapped for each body and unmapped after it: page faults on every page, and
-# processors that wait for each other. Measured at 16 MiB and 8 connections: up to half of the rate.
+# processors that wait for each other. Seen at 16 MiB and 8 connections: about a quarter of the rate.
 _POOLED_BYTES = 512 * 1024
 _KEPT_BYTES = 512 * 2**20
 _KEPT_S = 1.0

@@ -44,7 +44,8 @@ class Cpu:
     """The CPU: operands stay where they are and are overwritten in place."""
 
     name = "cpu"
-    # A block of 1 MiB stays in cache through all passes of a chain: measured at 1.01 to 1.05 times a memcpy.
+    # A tile of 1 MiB stays in cache through all passes of a chain; smaller ones lost more to the calls than they won
+    # (float32 k_bit_quantize over 64 MiB: 1.13 times a memcpy with 1 MiB, 1.33 with 256 KiB, 2.3 with 64 KiB).
     tile_bytes = 2**20
     computes_in_place = True
     small_calls_are_instant = True
