@@ -1,12 +1,20 @@
-"""What all tests share: one torch thread, one fixture for devices, bounded examples."""
+"""What all tests share: one torch thread, bounded examples, fixtures for devices and for a server."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# The helpers that several folders of tests share.
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("http", "e2e")]
+
+from server_process import ServerProcess, serving  # noqa: E402
 
 # Examples are bounded by number, never by time: other processes share the machine.
 settings.register_profile("default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
@@ -26,3 +34,10 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    """A real server with its default settings, on a free port; it must end with status 0."""
+    with serving() as running:
+        yield running
