@@ -25,19 +25,23 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.answer import CALLER_GONE, Answer, problem
-from service.core import PATHS, Core, Terms
+from service.core import PATHS, Core
+from service.device.buffers import ALIGNMENT
 from service.errors import BadFraming, HeadersTooLarge, RequestTimeout, StequantError, UriTooLong
 from service.head import Head, header_lines
 from service.transport.cycle import DirectCycle
+from service.transport.heads import HEAD_END, Known, KnownHeads
 from service.transport.reaper import NEVER, Reaper
 
 MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADER_COUNT = 100
 MAX_URL_BYTES = 8 * 1024
 
-# What is received at once while headers are parsed. One for all connections of a loop: it is filled and
-# emptied within one callback.
-_SCRATCH = memoryview(bytearray(64 * 1024))
+# What is received at once while no body is awaited. One for all connections of a loop: it is filled and
+# emptied within one callback. A small body that came whole with its head is worked on where it lies.
+_SCRATCH_BYTES = bytearray(256 * 1024)
+_SCRATCH = memoryview(_SCRATCH_BYTES)
+_BORROWED_BYTES = 128 * 1024
 # A refused request with at most this much of its body to come keeps its connection: skipping is cheaper than connecting.
 _SKIP_BYTES = 2**20
 # Below this size, on average, joining the pieces for one write is cheaper than writing each.
@@ -101,8 +105,11 @@ class _Http(HttpToolsProtocol):
         self.in_body = False
         self.burst_bytes = 0
         self.is_last = False
-        self.last_head: Head | None = None
-        self.last_terms: Terms
+        self.heads: KnownHeads = app_state.setdefault("heads", KnownHeads())
+        # Whether the parser is within a request; a known head counts only where a request can begin.
+        self.in_message = False
+        # Where in the scratch buffer is received, so that the body of a request like the last one lies aligned.
+        self.scratch_start = 0
         self.default_headers: list[tuple[bytes, bytes]] = []
         self.default_lines = b""
 
@@ -135,7 +142,7 @@ class _Http(HttpToolsProtocol):
         """Memory for what comes next: the body's own, or the scratch buffer."""
         cycle = self.receiving
         if cycle is None:
-            return _SCRATCH
+            return _SCRATCH[self.scratch_start :]
         rest = cycle.rest
         return rest[:_BURST_BYTES] if rest is not None else _SCRATCH[: cycle.remaining_bytes]
 
@@ -143,14 +150,12 @@ class _Http(HttpToolsProtocol):
         """`nbytes` have come."""
         cycle = self.receiving
         if cycle is None:
-            self._parse(_SCRATCH[:nbytes])
+            self._read_scratch(self.scratch_start, self.scratch_start + nbytes)
             return
         cycle.remaining_bytes -= nbytes
         self.deadline = min(self.reaper.now + self.settings.body_idle_timeout_s, self.body_deadline)
         if not cycle.remaining_bytes:
-            self.receiving = None
-            self._new_parser()
-            self._received(cycle)
+            self._body_is_there(cycle)
             return
         self.burst_bytes += nbytes
         if self.burst_bytes >= _BURST_BYTES and len(self.connections) > 1:
@@ -213,6 +218,75 @@ class _Http(HttpToolsProtocol):
             queued = bytes(4)
         return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
+    # A head and what comes with it ---------------------------------------------------------------------
+
+    def _read_scratch(self, start: int, stop: int) -> None:
+        """Bytes that came while no body was awaited: mostly a head, with the beginning of its body."""
+        if not self.in_message and (self.phase is Phase.IDLE or self.phase is Phase.NEW):
+            end = _SCRATCH_BYTES.find(HEAD_END, start, stop) + len(HEAD_END)
+            if end >= len(HEAD_END):
+                raw = bytes(_SCRATCH[start:end])
+                known = self.heads.get(raw)
+                if known is None:
+                    self._parse(_SCRATCH[start:end])
+                    self._learn(raw)
+                    if end < stop:
+                        self._read_on(_SCRATCH[end:stop])
+                    return
+                if stop - end <= known.length:
+                    self._begin_known(known, start, end, stop)
+                    return
+        self._parse(_SCRATCH[start:stop])
+
+    def _learn(self, raw: bytes) -> None:
+        """Remember the head that the parser has just read, if it is that of a hot request like any other."""
+        cycle = self.receiving
+        if cycle is not None and cycle.job is not None and cycle.is_current and not (self.expect_100_continue or self.is_last):
+            self.heads.learn(raw, Known(cycle.head, cycle.job.terms, cycle.length, cycle.keep_alive))
+
+    def _read_on(self, data: memoryview) -> None:
+        """What came behind a head: its body, and what may follow."""
+        cycle = self.receiving
+        if cycle is not None:
+            body, data = data[: cycle.remaining_bytes], data[cycle.remaining_bytes :]
+            cycle.take(body)
+            if cycle.remaining_bytes:
+                return
+            self._body_is_there(cycle)
+        if data:
+            self._parse(data)
+
+    def _begin_known(self, known: Known, start: int, end: int, stop: int) -> None:
+        """A known head stands at `start`, its body from `end` to `stop`, not always all of it."""
+        cycle = DirectCycle(known.head, known.length, keep_alive=known.keep_alive and not self.is_last, expects_continue=False)
+        self.body_deadline = self.reaper.now + self.settings.body_timeout_s
+        self.scratch_start = -(end - start + known.length) % ALIGNMENT
+        try:
+            job = cycle.job = self.core.begin(known.terms)
+            if (
+                stop - end == known.length <= _BORROWED_BYTES
+                and start == self.scratch_start
+                and self.core.is_small(job, known.length)
+            ):
+                cycle.borrow(_SCRATCH[end:stop])
+            else:
+                cycle.body = self.core.pool.take(known.length)
+                cycle.take(_SCRATCH[end:stop])
+        except StequantError as error:
+            cycle.answer = problem(error)
+            cycle.take(_SCRATCH[end:stop])
+        self.cycle = cycle  # type: ignore[assignment]
+        self._begin(cycle)
+        if cycle.remaining_bytes:
+            self._switch_to_body()
+
+    def _body_is_there(self, cycle: DirectCycle) -> None:
+        self.receiving = None
+        if self.in_message:
+            # The parser still waits for the body.
+            self._new_parser()
+        self._received(cycle)
+
     # The parser ---------------------------------------------------------------------------------------
 
     def _parse(self, data: memoryview) -> None:
@@ -225,7 +299,8 @@ class _Http(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             # Another protocol was offered; this one goes on. What follows the head is its body, or the next head.
             self._new_parser()
-            self._after_ignored_upgrade(data[upgrade.args[0] :])
+            self._switch_to_body()
+            self._read_on(data[upgrade.args[0] :])
             return
         except httptools.HttpParserCallbackError as error:
             self._refuse(error.__context__)
@@ -239,17 +314,6 @@ class _Http(HttpToolsProtocol):
                 self._refuse(_too_large(self.url))
         self._switch_to_body()
 
-    def _after_ignored_upgrade(self, data: memoryview) -> None:
-        cycle = self.cycle
-        if isinstance(cycle, DirectCycle) and cycle.remaining_bytes:
-            body, data = data[: cycle.remaining_bytes], data[cycle.remaining_bytes :]
-            cycle.take(body)
-            if not cycle.remaining_bytes:
-                self._received(cycle)
-        self._switch_to_body()
-        if data:
-            self._parse(data)
-
     def _switch_to_body(self) -> None:
         """Let the loop receive the rest of a hot request's body where it belongs."""
         cycle = self.cycle
@@ -261,11 +325,13 @@ class _Http(HttpToolsProtocol):
                 self.receiving = cycle
 
     def _new_parser(self) -> None:
+        self.in_message = False
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def on_message_begin(self) -> None:
         """A request begins. uvicorn's scope is made later, for the requests that need one."""
+        self.in_message = True
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -329,6 +395,7 @@ class _Http(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request has come whole."""
+        self.in_message = False
         self.in_body = False
         if isinstance(self.cycle, DirectCycle):
             if not self.cycle.remaining_bytes:  # after an ignored upgrade the parser takes the body for something else
@@ -362,16 +429,9 @@ class _Http(HttpToolsProtocol):
             self.default_lines = header_lines(self.default_headers)
         return self.default_lines
 
-    def _terms(self, head: Head) -> Terms:
-        """The terms of a head; those of the last one again when it is the same, as it mostly is on a kept connection."""
-        if self.last_head != head:
-            self.last_terms = self.core.terms(head)
-            self.last_head = head
-        return self.last_terms
-
     def _admit(self, cycle: DirectCycle) -> None:
         try:
-            cycle.job = self.core.begin(self._terms(cycle.head))
+            cycle.job = self.core.admit(cycle.head)
             cycle.body = self.core.pool.take(cycle.length)
         except StequantError as error:
             cycle.answer = problem(error)
@@ -436,7 +496,7 @@ class _Http(HttpToolsProtocol):
         )
         if cycle.head.method == "HEAD":
             self.transport.write(head)
-        elif answer.length <= _JOIN_BYTES * len(answer.pieces):
+        elif cycle.is_borrowed or answer.length <= _JOIN_BYTES * len(answer.pieces):
             self.transport.write(b"".join((head, *answer.pieces)))
         else:
             self.transport.writelines((head, *answer.pieces))
