@@ -123,9 +123,9 @@ class Core:
         self.budget.reserve(nbytes)
         job.reserved_bytes += nbytes
 
-    def is_small(self, job: Job, nbytes: int) -> bool:
+    def is_small(self, terms: Terms, nbytes: int) -> bool:
         """Whether the event loop may do the work itself."""
-        return nbytes <= job.terms.instant_bytes and self.engine.device.small_calls_are_instant
+        return nbytes <= terms.instant_bytes and self.engine.device.small_calls_are_instant
 
     def answer_at_once(self, job: Job, body: memoryview) -> Answer:
         """The answer to a call, computed here and now."""
@@ -160,7 +160,7 @@ class Core:
 
     async def answer(self, job: Job, body: memoryview) -> Answer:
         """The answer to a call: small ones here, large ones on the device's thread."""
-        if self.is_small(job, body.nbytes):
+        if self.is_small(job.terms, body.nbytes):
             return self.answer_at_once(job, body)
         return await self.engine.submit(lambda: self.answer_at_once(job, body))
 

@@ -18,12 +18,14 @@ from service.call import Call
 from service.device import gathering, memory, tiles
 from service.device.devices import Device
 from service.dtypes import DTYPES
-from service.errors import DeviceFault, OutOfMemory
+from service.errors import DeviceFault, OutOfMemory, StequantError
 from service.ops import REGISTRY, Expression, Operator, parse
 from service.ops.catalogue import example
 from service.wire.message import Bundle, Message, WireTensor
 
 Result = TypeVar("Result")
+
+_FAULTS = (torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 class Engine:
@@ -31,7 +33,6 @@ class Engine:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._faults = _Faults(device.name)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
 
     def warm_up(self) -> None:
@@ -60,16 +61,20 @@ class Engine:
 
         Raises `OutOfMemory` when the device has no room for it, `DeviceFault` when the device failed.
         """
-        with self._faults:
+        try:
             answer = self._quantize(call) if call.kind == "quantize" else self._grad(call)
             self.device.synchronize()
             return answer
+        except _FAULTS as error:
+            raise _fault(self.device.name, error) from error
 
     def run_in_place(self, expression: Expression, elements: Tensor) -> None:
         """Overwrite 1-d host elements with `expression(elements)`; for elementwise expressions without tensors."""
-        with self._faults:
+        try:
             tiles.forward(self.device, expression, elements, {})
             self.device.synchronize()
+        except _FAULTS as error:
+            raise _fault(self.device.name, error) from error
 
     def _quantize(self, call: Call) -> Message:
         assert call.x is not None
@@ -158,20 +163,11 @@ class Engine:
         return lifted
 
 
-class _Faults:
-    """Turns what torch raises when the device fails into the service's errors."""
-
-    def __init__(self, device_name: str) -> None:
-        self._name = device_name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise OutOfMemory(f"{self._name} has no memory left for this call; try again, or send smaller tensors") from error
-        if isinstance(error, torch.AcceleratorError):
-            raise DeviceFault(f"{self._name} failed: {str(error).partition(chr(10))[0]}") from error
+def _fault(device_name: str, error: Exception) -> StequantError:
+    """The service's error for what torch raises when the device fails."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemory(f"{device_name} has no memory left for this call; try again, or send smaller tensors")
+    return DeviceFault(f"{device_name} failed: {str(error).partition(chr(10))[0]}")
 
 
 def _inputs(call: Call) -> Sequence[WireTensor] | None:

@@ -38,7 +38,7 @@ def divide(x: Tensor, divisor: float | Tensor, out: Tensor | None = None) -> Ten
     """`x / divisor` by true division; a number next to float16 or bfloat16 is kept as float32."""
     import torch
 
-    if x.is_cpu or not isinstance(divisor, Real):
+    if x.is_cpu or not isinstance(divisor, (int, float)):
         return torch.div(x, divisor, out=out)
     if x.dtype in (torch.float16, torch.bfloat16):
         quotient = x.float() / torch.full((), divisor, dtype=torch.float32, device=x.device)

@@ -16,6 +16,7 @@ import enum
 import fcntl
 import sys
 import termios
+import time
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.answer import CALLER_GONE, Answer, problem
-from service.core import PATHS, Core
+from service.core import PATHS, Core, Job
 from service.device.buffers import ALIGNMENT
 from service.errors import BadFraming, HeadersTooLarge, RequestTimeout, StequantError, UriTooLong
 from service.head import Head, header_lines
@@ -258,27 +259,55 @@ class _Http(HttpToolsProtocol):
 
     def _begin_known(self, known: Known, start: int, end: int, stop: int) -> None:
         """A known head stands at `start`, its body from `end` to `stop`, not always all of it."""
-        cycle = DirectCycle(known.head, known.length, keep_alive=known.keep_alive and not self.is_last, expects_continue=False)
-        self.body_deadline = self.reaper.now + self.settings.body_timeout_s
+        data = _SCRATCH[end:stop]
         self.scratch_start = -(end - start + known.length) % ALIGNMENT
+        if (
+            stop - end == known.length <= _BORROWED_BYTES
+            and start == self.scratch_start
+            and known.keep_alive
+            and not self.is_last
+            and self.core.is_small(known.terms, known.length)
+        ):
+            self._answer_at_once(known, data)
+            return
+        cycle = self._cycle(known)
+        self.body_deadline = self.reaper.now + self.settings.body_timeout_s
         try:
-            job = cycle.job = self.core.begin(known.terms)
-            if (
-                stop - end == known.length <= _BORROWED_BYTES
-                and start == self.scratch_start
-                and self.core.is_small(job, known.length)
-            ):
-                cycle.borrow(_SCRATCH[end:stop])
-            else:
-                cycle.body = self.core.pool.take(known.length)
-                cycle.take(_SCRATCH[end:stop])
+            cycle.job = self.core.begin(known.terms)
+            cycle.body = self.core.pool.take(known.length)
         except StequantError as error:
             cycle.answer = problem(error)
-            cycle.take(_SCRATCH[end:stop])
+        cycle.take(data)
         self.cycle = cycle  # type: ignore[assignment]
         self._begin(cycle)
-        if cycle.remaining_bytes:
-            self._switch_to_body()
+        self._switch_to_body()
+
+    def _answer_at_once(self, known: Known, body: memoryview) -> None:
+        """Answer a small call whose body lies whole in the scratch buffer, where the next one will overwrite it.
+
+        Between two callbacks of the loop nothing of such a call has to be kept, unless its answer cannot leave.
+        """
+        started = time.perf_counter()
+        job: Job | None = None
+        try:
+            job = self.core.begin(known.terms)
+            answer = self.core.answer_at_once(job, body)
+        except StequantError as error:
+            answer = problem(error)
+        self.transport.write(b"".join((self._answer_head(answer, keep_alive=True), *answer.pieces)))
+        if self.transport.get_write_buffer_size():
+            cycle = self.cycle = self._cycle(known)  # type: ignore[assignment]
+            cycle.job, cycle.remaining_bytes, cycle.is_current, cycle.started = job, 0, True, started
+            self._leave(cycle, answer)
+            return
+        self.core.done(known.head, answer, job, known.length, started)
+        self.server_state.total_requests += 1
+        self.phase = Phase.IDLE
+        self.deadline = self.reaper.now + self.settings.keep_alive_s
+
+    def _cycle(self, known: Known) -> DirectCycle:
+        keep_alive = known.keep_alive and not self.is_last
+        return DirectCycle(known.head, known.length, keep_alive=keep_alive, expects_continue=False)
 
     def _body_is_there(self, cycle: DirectCycle) -> None:
         self.receiving = None
@@ -464,7 +493,7 @@ class _Http(HttpToolsProtocol):
         assert job is not None
         assert body is not None
         self.phase, self.deadline = Phase.WORK, NEVER
-        if self.core.is_small(job, cycle.length):
+        if self.core.is_small(job.terms, cycle.length):
             self._respond(cycle, self.core.answer_at_once(job, body))
             return
         task = self.loop.create_task(self._work_elsewhere(cycle))
@@ -487,26 +516,31 @@ class _Http(HttpToolsProtocol):
             return
         if self.is_last:
             cycle.keep_alive = False
-        head = b"".join(
-            (
-                _head(answer.status, answer.media_type, answer.headers, cycle.keep_alive),
-                self._default_lines(),
-                b"content-length: %d\r\n\r\n" % answer.length,
-            )
-        )
+        head = self._answer_head(answer, keep_alive=cycle.keep_alive)
         if cycle.head.method == "HEAD":
             self.transport.write(head)
-        elif cycle.is_borrowed or answer.length <= _JOIN_BYTES * len(answer.pieces):
+        elif answer.length <= _JOIN_BYTES * len(answer.pieces):
             self.transport.write(b"".join((head, *answer.pieces)))
         else:
             self.transport.writelines((head, *answer.pieces))
         cycle.answer = answer
         if self.transport.get_write_buffer_size():
-            self.unsent_bytes = self._unsent_bytes()
-            self._enter(Phase.LEAVING, self.settings.write_timeout_s)
-            self.leaving = (cycle, answer)
+            self._leave(cycle, answer)
         else:
             self._left(cycle, answer)
+
+    def _answer_head(self, answer: Answer, *, keep_alive: bool) -> bytes:
+        return b"%b%bcontent-length: %d\r\n\r\n" % (
+            _head(answer.status, answer.media_type, answer.headers, keep_alive),
+            self._default_lines(),
+            answer.length,
+        )
+
+    def _leave(self, cycle: DirectCycle, answer: Answer) -> None:
+        """Wait until the answer has left."""
+        self.unsent_bytes = self._unsent_bytes()
+        self._enter(Phase.LEAVING, self.settings.write_timeout_s)
+        self.leaving = (cycle, answer)
 
     def _left(self, cycle: DirectCycle, answer: Answer) -> None:
         """The answer has left the process."""

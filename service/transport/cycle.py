@@ -22,7 +22,6 @@ class DirectCycle:
         "disconnected",
         "expects_continue",
         "head",
-        "is_borrowed",
         "is_current",
         "is_done",
         "job",
@@ -42,7 +41,6 @@ class DirectCycle:
         self.job: Job | None = None
         self.answer: Answer | None = None
         self.body: memoryview | None = None
-        self.is_borrowed = False
         self.is_current = False
         self.is_done = False
         self.disconnected = False
@@ -55,12 +53,6 @@ class DirectCycle:
             position = self.length - self.remaining_bytes
             self.body[position : position + len(data)] = data
         self.remaining_bytes -= len(data)
-
-    def borrow(self, body: memoryview) -> None:
-        """The whole body lies in memory that others will use: the answer has to be a copy, made before the loop goes on."""
-        self.body = body
-        self.remaining_bytes = 0
-        self.is_borrowed = True
 
     @property
     def rest(self) -> memoryview | None:
