@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from service.answer import CALLER_GONE, Answer, problem
-from service.core import PATHS, Core, Job, check_length
+from service.core import PATHS, Core, Terms, check_length
 from service.device.buffers import allocate
 from service.errors import BadFraming, MalformedBody, StequantError
 from service.head import Head
+from service.job import Job
 from service.logs import log, log_exchange
 from service.metrics import Exchange
 
@@ -54,32 +55,33 @@ class HotPaths:
             await self._other(head, scope, receive, send)
 
     async def _hot(self, head: Head, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
-        job: Job | None = None
+        job = self.core.job(head)
         received_bytes = 0
         answer = CALLER_GONE
         try:
             try:
-                job = self.core.admit(head)
-                body = await _read(self.core, job, receive)
+                terms = self.core.admit(job, head)
+                body = await _read(self.core, job, terms, receive)
                 received_bytes = body.nbytes
                 answer = await self.core.answer(job, body)
             except StequantError as error:
                 answer = problem(error)
-            await _write(answer, send)
+            await _write(answer, send, job)
         except CallerGone:
             answer = CALLER_GONE
         finally:
-            self.core.done(head, answer, job, received_bytes, started)
+            self.core.done(head, answer, job, received_bytes)
 
     async def _other(self, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
+        job = self.core.job(head)
         status, sent_bytes, route = 500, 0, "other"
 
         async def counted(message: MutableMapping[str, Any]) -> None:
             nonlocal status, sent_bytes
             if message["type"] == "http.response.start":
                 status = message["status"]
+                job.ended = time.perf_counter()
+                message["headers"] = [*message.get("headers", ()), *_trace(job)]
             else:
                 sent_bytes += len(message.get("body", b""))
             await send(message)
@@ -92,13 +94,13 @@ class HotPaths:
                 route = getattr(matched, "path", "other")
             except StequantError as error:
                 scope[PROBLEM_CODE] = error.code
-                await _write(problem(error), counted)
+                await _write(problem(error), counted, None)
         except Exception:
             log.exception("%s %s failed", head.method, head.path)
             if status != 500:
                 raise  # an answer has begun; the server closes the connection
             scope[PROBLEM_CODE] = StequantError.code
-            await _write(problem(StequantError("the request failed inside the server; its log has the details")), counted)
+            await _write(problem(StequantError("the request failed inside the server; its log has the details")), counted, None)
         finally:
             exchange = Exchange(
                 head.method,
@@ -107,18 +109,19 @@ class HotPaths:
                 status,
                 0,
                 sent_bytes,
-                time.perf_counter() - started,
+                time.perf_counter() - job.started,
+                job.request_id,
                 code=scope.get(PROBLEM_CODE, ""),
             )
             self.core.metrics.count(exchange)
             log_exchange(exchange)
 
 
-async def _read(core: Core, job: Job, receive: Receive) -> memoryview:
+async def _read(core: Core, job: Job, terms: Terms, receive: Receive) -> memoryview:
     """The body, in memory that its tensors can keep; checked against its announced length and the limit."""
-    length = job.terms.length
+    length = terms.length
     if length is None:
-        return await _read_chunked(core, job, receive)
+        return await _read_chunked(core, job, terms, receive)
     body = allocate(length)
     filled = 0
     async for piece in _pieces(receive):
@@ -131,12 +134,12 @@ async def _read(core: Core, job: Job, receive: Receive) -> memoryview:
     return body
 
 
-async def _read_chunked(core: Core, job: Job, receive: Receive) -> memoryview:
+async def _read_chunked(core: Core, job: Job, terms: Terms, receive: Receive) -> memoryview:
     body = bytearray()
     async for piece in _pieces(receive):
-        check_length(len(body) + len(piece), job.terms.limit_bytes, job.terms.format)
+        check_length(len(body) + len(piece), terms.limit_bytes, terms.format)
         while job.reserved_bytes < len(body) + len(piece):
-            core.reserve(job, min(_CHUNKED_STEP_BYTES, job.terms.limit_bytes - job.reserved_bytes))
+            core.reserve(job, min(_CHUNKED_STEP_BYTES, terms.limit_bytes - job.reserved_bytes))
         body += piece
     return memoryview(body)
 
@@ -152,8 +155,13 @@ async def _pieces(receive: Receive) -> Any:
             return
 
 
-async def _write(answer: Answer, send: Send) -> None:
-    headers = answer.header_pairs()
+def _trace(job: Job) -> tuple[tuple[bytes, bytes], ...]:
+    return (b"x-request-id", job.request_id), (b"server-timing", job.timing())
+
+
+async def _write(answer: Answer, send: Send, job: Job | None) -> None:
+    """Send an answer, with the headers that trace its job, where nobody adds them later."""
+    headers = [*answer.header_pairs(), *(_trace(job) if job is not None else ())]
     if answer.code == BadFraming.code:
         # What follows a request whose framing is in doubt might be a part of it.
         headers.append((b"connection", b"close"))

@@ -1,7 +1,7 @@
 """From a request's head and body to its answer, whichever way they came in.
 
-A way in (the ASGI application, the protocol class) calls `admit` with the head, reads the body into
-memory of its own, calls `answer` or `answer_at_once`, sends what it gets, and calls `done`.
+A way in (the ASGI application, the protocol class) makes a `job`, calls `admit` with the head, reads the
+body into memory of its own, calls `answer` or `answer_at_once`, sends what it gets, and calls `done`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from service.device.buffers import Pool
 from service.device.engine import Engine
 from service.errors import BodyTooLarge, MethodNotAllowed, NotAcceptable, NotReady, StequantError
 from service.head import Head
+from service.job import Identities, Job, given_id
 from service.keys import Keys
 from service.logs import log, log_exchange
-from service.metrics import Exchange, Metrics
+from service.metrics import Exchange, Metrics, Stages
 from service.ops import Expression
 from service.settings import Settings
 from service.shortcut import Shortcut, learn
@@ -57,16 +58,6 @@ class Terms(NamedTuple):
     shortcuts: list[Shortcut]
 
 
-class Job:
-    """A call on its way: its terms, and the bytes it has reserved."""
-
-    __slots__ = ("reserved_bytes", "terms")
-
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
-        self.reserved_bytes = 0
-
-
 class Core:
     """What every way in shares: settings, engine, keys, budget, metrics, and the state of the service."""
 
@@ -77,6 +68,7 @@ class Core:
         self.keys = Keys(settings.api_keys_file)
         self.budget = Budget(settings.in_flight_limit_bytes)
         self.pool = Pool()
+        self.identities = Identities()
         self.ready = False
         self.draining = False
 
@@ -86,9 +78,15 @@ class Core:
         self.keys.check(head.path, found.authorization)
         return found
 
-    def admit(self, head: Head) -> Job:
+    def job(self, head: Head) -> Job:
+        """A request that has come."""
+        return Job(self.identities.of(given_id(head.headers)))
+
+    def admit(self, job: Job, head: Head) -> Terms:
         """Accept a request by its head, and reserve the bytes of its body."""
-        return self.begin(self.terms(head))
+        terms = self.terms(head)
+        self.begin(job, terms)
+        return terms
 
     def terms(self, head: Head) -> Terms:
         """Check a head in the order framing, key, path, method, media type, length, query."""
@@ -110,13 +108,12 @@ class Core:
         instant_bytes = _instant_bytes(kind, expression, (request_format, offers[0][0]))
         return Terms(kind, expression, request_format, offers, limit_bytes, found.content_length, instant_bytes, operator, [])
 
-    def begin(self, terms: Terms) -> Job:
-        """A job on these terms, its bytes reserved; `NotReady` and `Overloaded` when it is not the time."""
+    def begin(self, job: Job, terms: Terms) -> None:
+        """Reserve what a job on these terms needs; `NotReady` and `Overloaded` when it is not the time."""
         if not self.ready:
             raise NotReady("the device is not ready; /readyz says when it is")
-        job = Job(terms)
         self.reserve(job, terms.length or 0)
-        return job
+        job.terms = terms
 
     def reserve(self, job: Job, nbytes: int) -> None:
         """Count `nbytes` more for the job, or raise `Overloaded`."""
@@ -130,23 +127,30 @@ class Core:
     def answer_at_once(self, job: Job, body: memoryview) -> Answer:
         """The answer to a call, computed here and now."""
         terms = job.terms
+        assert terms is not None
+        job.began = time.perf_counter()
         try:
-            for shortcut in terms.shortcuts:
-                if shortcut.fits(body):
-                    return shortcut.answer(self.engine, body)
-            message = terms.format.decode(body, fields(terms.kind), self.settings.max_tensors)
-            call = plan(terms.kind, terms.expression, message)
-            answer_format, media_type = self._offer(terms, body)
-            answer = Answer.of(200, media_type, answer_format.encode(self.engine.run(call)))
-            learned = learn(call, body, answer)
-            if learned is not None:
-                terms.shortcuts[:] = (learned,)
-            return answer
+            return self._computed(terms, body)
         except StequantError as error:
             return problem(error)
         except Exception:
             log.exception("a call of %s failed", terms.expression)
             return problem(StequantError("the call failed inside the server; its log has the details"))
+        finally:
+            job.ended = time.perf_counter()
+
+    def _computed(self, terms: Terms, body: memoryview) -> Answer:
+        for shortcut in terms.shortcuts:
+            if shortcut.fits(body):
+                return shortcut.answer(self.engine, body)
+        message = terms.format.decode(body, fields(terms.kind), self.settings.max_tensors)
+        call = plan(terms.kind, terms.expression, message)
+        answer_format, media_type = self._offer(terms, body)
+        answer = Answer.of(200, media_type, answer_format.encode(self.engine.run(call)))
+        learned = learn(call, body, answer)
+        if learned is not None:
+            terms.shortcuts[:] = (learned,)
+        return answer
 
     def _offer(self, terms: Terms, body: memoryview) -> wire.Choice:
         """The best offer that can hold the answer to this body: JSON only up to the limit for JSON."""
@@ -160,6 +164,8 @@ class Core:
 
     async def answer(self, job: Job, body: memoryview) -> Answer:
         """The answer to a call: small ones here, large ones on the device's thread."""
+        job.is_received()
+        assert job.terms is not None
         if self.is_small(job.terms, body.nbytes):
             return self.answer_at_once(job, body)
         return await self.engine.submit(lambda: self.answer_at_once(job, body))
@@ -174,15 +180,12 @@ class Core:
         self.publish()
         return self.metrics.exposition()
 
-    def done(self, head: Head, answer: Answer, job: Job | None, received_bytes: int, started: float) -> None:
+    def done(self, head: Head, answer: Answer, job: Job, received_bytes: int) -> None:
         """Count and log an answered request of a hot path, and release what it had reserved."""
-        if job is not None:
-            self.budget.release(job.reserved_bytes)
-            job.reserved_bytes = 0
-            operator, format_name = job.terms.operator, job.terms.format.name
-        else:
-            operator = format_name = ""
-        duration_s = time.perf_counter() - started
+        self.budget.release(job.reserved_bytes)
+        job.reserved_bytes = 0
+        terms = job.terms
+        now = time.perf_counter()
         exchange = Exchange(
             head.method,
             head.path,
@@ -190,10 +193,14 @@ class Core:
             answer.status,
             received_bytes,
             answer.length,
-            duration_s,
-            operator,
-            format_name,
+            now - job.started,
+            job.request_id,
+            "" if terms is None else terms.operator,
+            "" if terms is None else terms.format.name,
             answer.code,
+            None
+            if terms is None
+            else Stages(job.received - job.started, job.began - job.received, job.ended - job.began, now - job.ended),
         )
         self.metrics.count(exchange)
         log_exchange(exchange)

@@ -42,7 +42,7 @@ def log_exchange(exchange: Exchange) -> None:
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-31T12:00:00 INFO POST /quantize 200 npy k_bit_quantize 4096 -> 4224 bytes 0.4 ms`."""
+    """`2026-01-31T12:00:00 INFO POST /quantize 200 npy k_bit_quantize 4096 -> 4224 bytes 0.4 ms 9f3b2c1d-1a`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One record as one line."""
@@ -62,10 +62,19 @@ class JsonLines(logging.Formatter):
         if exchange is None:
             document |= {"message": record.getMessage()}
         else:
-            document |= {name: getattr(exchange, name) for name in Exchange._fields if getattr(exchange, name) != ""}
+            document |= _fields(exchange)
         if record.exc_info:
             document["traceback"] = self.formatException(record.exc_info)
         return json.dumps(document)
+
+
+def _fields(exchange: Exchange) -> dict[str, object]:
+    """What there is to say of an exchange; of its stages, their seconds."""
+    fields = {name: value for name, value in exchange._asdict().items() if value not in ("", None)}
+    fields["request_id"] = exchange.request_id.decode("latin-1")
+    if exchange.stages is not None:
+        fields["stages"] = {f"{name}_s": round(seconds, 6) for name, seconds in exchange.stages._asdict().items()}
+    return fields
 
 
 def _text(exchange: Exchange) -> str:
@@ -78,6 +87,7 @@ def _text(exchange: Exchange) -> str:
         exchange.code,
         f"{exchange.received_bytes} -> {exchange.sent_bytes} bytes",
         f"{exchange.duration_s * 1e3:.1f} ms",
+        exchange.request_id.decode("latin-1"),
     )
     return " ".join(word for word in words if word)
 

@@ -17,6 +17,7 @@ from service.device.engine import Engine
 from service.dtypes import DTYPES as WIRE_DTYPES
 from service.errors import StequantError
 from service.head import Head
+from service.job import Job
 from service.metrics import Metrics
 from service.ops import Expression
 from service.settings import Settings
@@ -54,6 +55,12 @@ def seen(answer: Answer) -> tuple[int, str, int, bytes]:
     return answer.status, answer.media_type, answer.length, b"".join(answer.pieces)
 
 
+def admitted(core: Core, head: Head) -> Job:
+    job = core.job(head)
+    core.admit(job, head)
+    return job
+
+
 @pytest.mark.parametrize("form", ["npy", "msgpack"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("expression", CASES, ids=str)
@@ -66,17 +73,17 @@ def test_a_repeated_call_has_the_bytes_of_a_first_one(core: Core, expression: Ex
     except StequantError:
         pytest.skip("the operator does not take this dtype")
     for again in (x for x in bodies if len(body_of(x, form)) == length):
-        job = core.admit(head_of(expression, form, length))
+        job = admitted(core, head_of(expression, form, length))
         core.answer_at_once(job, body_of(bodies[0], form))
         assert job.terms.shortcuts, "nothing was learned"
-        alone = core.admit(head_of(expression, form, length))
+        alone = admitted(core, head_of(expression, form, length))
         assert seen(core.answer_at_once(job, body_of(again, form))) == seen(core.answer_at_once(alone, body_of(again, form)))
 
 
 def test_a_call_that_is_like_the_last_one_but_broken_is_refused(core: Core) -> None:
     x = torch.ones(100)
     length = len(body_of(x, "npy"))
-    job = core.admit(head_of(CASES[0], "npy", length))
+    job = admitted(core, head_of(CASES[0], "npy", length))
     assert core.answer_at_once(job, body_of(x, "npy")).status == 200
     broken = body_of(x, "npy")
     broken[:1] = b"\0"
@@ -86,6 +93,6 @@ def test_a_call_that_is_like_the_last_one_but_broken_is_refused(core: Core) -> N
 def test_nothing_is_learned_from_a_list_of_one(core: Core) -> None:
     wire = WireTensor(WIRE_DTYPES["float32"], (16,), memory.data_of(torch.ones(16)))
     content = bytearray(b"".join(FORMATS["msgpack"].encode({"x": Bundle((wire,))})))
-    job = core.admit(head_of(CASES[0], "msgpack", len(content)))
+    job = admitted(core, head_of(CASES[0], "msgpack", len(content)))
     assert core.answer_at_once(job, memoryview(content)).status == 200
     assert not job.terms.shortcuts

@@ -16,7 +16,6 @@ import enum
 import fcntl
 import sys
 import termios
-import time
 from functools import lru_cache
 from typing import Any
 
@@ -26,10 +25,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.answer import CALLER_GONE, Answer, problem
-from service.core import PATHS, Core, Job
+from service.core import PATHS, Core
 from service.device.buffers import ALIGNMENT
 from service.errors import BadFraming, HeadersTooLarge, RequestTimeout, StequantError, UriTooLong
 from service.head import Head, header_lines
+from service.job import Job, given_id
 from service.transport.cycle import DirectCycle
 from service.transport.heads import HEAD_END, Known, KnownHeads
 from service.transport.reaper import NEVER, Reaper
@@ -242,8 +242,11 @@ class _Http(HttpToolsProtocol):
     def _learn(self, raw: bytes) -> None:
         """Remember the head that the parser has just read, if it is that of a hot request like any other."""
         cycle = self.receiving
-        if cycle is not None and cycle.job is not None and cycle.is_current and not (self.expect_100_continue or self.is_last):
-            self.heads.learn(raw, Known(cycle.head, cycle.job.terms, cycle.length, cycle.keep_alive))
+        if cycle is None or self.expect_100_continue or self.is_last or not cycle.is_current:
+            return
+        terms = cycle.job.terms
+        if terms is not None:
+            self.heads.learn(raw, Known(cycle.head, terms, cycle.length, cycle.keep_alive, given_id(cycle.head.headers)))
 
     def _read_on(self, data: memoryview) -> None:
         """What came behind a head: its body, and what may follow."""
@@ -270,10 +273,10 @@ class _Http(HttpToolsProtocol):
         ):
             self._answer_at_once(known, data)
             return
-        cycle = self._cycle(known)
+        cycle = self._cycle(known, Job(self.core.identities.of(known.request_id)))
         self.body_deadline = self.reaper.now + self.settings.body_timeout_s
         try:
-            cycle.job = self.core.begin(known.terms)
+            self.core.begin(cycle.job, known.terms)
             cycle.body = self.core.pool.take(known.length)
         except StequantError as error:
             cycle.answer = problem(error)
@@ -287,27 +290,26 @@ class _Http(HttpToolsProtocol):
 
         Between two callbacks of the loop nothing of such a call has to be kept, unless its answer cannot leave.
         """
-        started = time.perf_counter()
-        job: Job | None = None
+        job = Job(self.core.identities.of(known.request_id))
         try:
-            job = self.core.begin(known.terms)
+            self.core.begin(job, known.terms)
             answer = self.core.answer_at_once(job, body)
         except StequantError as error:
             answer = problem(error)
-        self.transport.write(b"".join((self._answer_head(answer, keep_alive=True), *answer.pieces)))
+        self.transport.write(b"".join((self._answer_head(answer, job, keep_alive=True), *answer.pieces)))
         if self.transport.get_write_buffer_size():
-            cycle = self.cycle = self._cycle(known)  # type: ignore[assignment]
-            cycle.job, cycle.remaining_bytes, cycle.is_current, cycle.started = job, 0, True, started
+            cycle = self.cycle = self._cycle(known, job)  # type: ignore[assignment]
+            cycle.remaining_bytes, cycle.is_current = 0, True
             self._leave(cycle, answer)
             return
-        self.core.done(known.head, answer, job, known.length, started)
+        self.core.done(known.head, answer, job, known.length)
         self.server_state.total_requests += 1
         self.phase = Phase.IDLE
         self.deadline = self.reaper.now + self.settings.keep_alive_s
 
-    def _cycle(self, known: Known) -> DirectCycle:
+    def _cycle(self, known: Known, job: Job) -> DirectCycle:
         keep_alive = known.keep_alive and not self.is_last
-        return DirectCycle(known.head, known.length, keep_alive=keep_alive, expects_continue=False)
+        return DirectCycle(known.head, job, known.length, keep_alive=keep_alive, expects_continue=False)
 
     def _body_is_there(self, cycle: DirectCycle) -> None:
         self.receiving = None
@@ -347,7 +349,7 @@ class _Http(HttpToolsProtocol):
         """Let the loop receive the rest of a hot request's body where it belongs."""
         cycle = self.cycle
         if isinstance(cycle, DirectCycle) and cycle.remaining_bytes and not self.transport.is_closing():
-            if cycle.expects_continue and cycle.is_current and cycle.job is not None:
+            if cycle.expects_continue and cycle.is_current and cycle.job.terms is not None:
                 cycle.expects_continue = False
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if self.phase is not Phase.LINGER:
@@ -402,6 +404,7 @@ class _Http(HttpToolsProtocol):
         head = Head(self.parser.get_method().decode("ascii"), path, query, self.headers, version)
         cycle = DirectCycle(
             head,
+            self.core.job(head),
             length,
             keep_alive=version != "1.0" and self.parser.should_keep_alive() and not self.is_last,
             expects_continue=self.expect_100_continue,
@@ -460,7 +463,7 @@ class _Http(HttpToolsProtocol):
 
     def _admit(self, cycle: DirectCycle) -> None:
         try:
-            cycle.job = self.core.admit(cycle.head)
+            self.core.admit(cycle.job, cycle.head)
             cycle.body = self.core.pool.take(cycle.length)
         except StequantError as error:
             cycle.answer = problem(error)
@@ -489,11 +492,12 @@ class _Http(HttpToolsProtocol):
             self._work_or_idle()
 
     def _work(self, cycle: DirectCycle) -> None:
-        job, body = cycle.job, cycle.body
-        assert job is not None
+        job, terms, body = cycle.job, cycle.job.terms, cycle.body
+        assert terms is not None
         assert body is not None
         self.phase, self.deadline = Phase.WORK, NEVER
-        if self.core.is_small(job.terms, cycle.length):
+        job.is_received()
+        if self.core.is_small(terms, cycle.length):
             self._respond(cycle, self.core.answer_at_once(job, body))
             return
         task = self.loop.create_task(self._work_elsewhere(cycle))
@@ -502,7 +506,6 @@ class _Http(HttpToolsProtocol):
 
     async def _work_elsewhere(self, cycle: DirectCycle) -> None:
         job, body = cycle.job, cycle.body
-        assert job is not None
         assert body is not None
         answer = await self.core.engine.submit(lambda: None if cycle.disconnected else self.core.answer_at_once(job, body))
         if answer is None or cycle.disconnected:
@@ -516,7 +519,7 @@ class _Http(HttpToolsProtocol):
             return
         if self.is_last:
             cycle.keep_alive = False
-        head = self._answer_head(answer, keep_alive=cycle.keep_alive)
+        head = self._answer_head(answer, cycle.job, keep_alive=cycle.keep_alive)
         if cycle.head.method == "HEAD":
             self.transport.write(head)
         elif answer.length <= _JOIN_BYTES * len(answer.pieces):
@@ -529,10 +532,12 @@ class _Http(HttpToolsProtocol):
         else:
             self._left(cycle, answer)
 
-    def _answer_head(self, answer: Answer, *, keep_alive: bool) -> bytes:
-        return b"%b%bcontent-length: %d\r\n\r\n" % (
+    def _answer_head(self, answer: Answer, job: Job, *, keep_alive: bool) -> bytes:
+        return b"%b%bx-request-id: %b\r\nserver-timing: %b\r\ncontent-length: %d\r\n\r\n" % (
             _head(answer.status, answer.media_type, answer.headers, keep_alive),
             self._default_lines(),
+            job.request_id,
+            job.timing(),
             answer.length,
         )
 
@@ -586,7 +591,7 @@ class _Http(HttpToolsProtocol):
         if not cycle.is_done:
             cycle.is_done = True
             cycle.body = None
-            self.core.done(cycle.head, answer, cycle.job, cycle.received_bytes, cycle.started)
+            self.core.done(cycle.head, answer, cycle.job, cycle.received_bytes)
 
     def _abandon(self, cycle: DirectCycle) -> None:
         working = self.phase is Phase.WORK and cycle.is_current and not cycle.response_complete
@@ -635,7 +640,8 @@ class _Http(HttpToolsProtocol):
             self.transport.close()
             return
         # Whatever follows is skipped, so there is always something to come.
-        refusal = DirectCycle(Head("-", "-", b"", ()), 1, keep_alive=False, expects_continue=False)
+        head = Head("-", "-", b"", ())
+        refusal = DirectCycle(head, self.core.job(head), 1, keep_alive=False, expects_continue=False)
         waits = self.cycle is not None and not self.cycle.response_complete
         self.cycle = refusal  # type: ignore[assignment]
         if waits:

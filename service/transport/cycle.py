@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-
 from service.answer import Answer
-from service.core import Job
 from service.head import Head
+from service.job import Job
 
 
 class DirectCycle:
     """A request whose body the connection receives itself.
 
-    Either `job` was admitted and `body` is filled, or `answer` holds the refusal and the body is
+    Either `job` is admitted and `body` is filled, or `answer` holds the refusal and the body is
     skipped. `remaining_bytes` of the body are still to come.
     """
 
@@ -29,23 +27,21 @@ class DirectCycle:
         "length",
         "remaining_bytes",
         "response_complete",
-        "started",
     )
 
-    def __init__(self, head: Head, length: int, *, keep_alive: bool, expects_continue: bool) -> None:
+    def __init__(self, head: Head, job: Job, length: int, *, keep_alive: bool, expects_continue: bool) -> None:
         self.head = head
         self.length = length
         self.remaining_bytes = length
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
-        self.job: Job | None = None
+        self.job = job
         self.answer: Answer | None = None
         self.body: memoryview | None = None
         self.is_current = False
         self.is_done = False
         self.disconnected = False
         self.response_complete = False
-        self.started = time.perf_counter()
 
     def take(self, data: memoryview | bytes) -> None:
         """Bytes of the body that came together with the head."""

@@ -25,6 +25,7 @@ class Known(NamedTuple):
     terms: Terms
     length: int
     keep_alive: bool
+    request_id: bytes | None
 
 
 class KnownHeads:
