@@ -6,6 +6,7 @@ body into memory of its own, calls `answer` or `answer_at_once`, sends what it g
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from functools import lru_cache
@@ -18,7 +19,7 @@ from service.budget import Budget
 from service.call import Kind, fields, plan
 from service.device.buffers import Pool
 from service.device.engine import Engine
-from service.errors import BodyTooLarge, MethodNotAllowed, NotAcceptable, NotReady, StequantError
+from service.errors import BodyTooLarge, DeadlineExceeded, MethodNotAllowed, NotAcceptable, NotReady, StequantError
 from service.head import Head
 from service.job import Identities, Job, given_id
 from service.keys import Keys
@@ -43,8 +44,8 @@ class Terms(NamedTuple):
     """What the head alone says of a call; the same for every request with the same head.
 
     `offers` are the formats for the answer, best first; bodies up to `instant_bytes` are answered on the
-    event loop; `operator` is the label under which the call is counted; `shortcuts` holds the one that
-    was learned last, if any.
+    event loop; `operator` is the label under which the call is counted; it has `timeout_s` seconds from its
+    head to its answer; `shortcuts` holds the one that was learned last, if any.
     """
 
     kind: Kind
@@ -55,6 +56,7 @@ class Terms(NamedTuple):
     length: int | None
     instant_bytes: float
     operator: str
+    timeout_s: float | None
     shortcuts: list[Shortcut]
 
 
@@ -106,7 +108,19 @@ class Core:
         operators = expression.operators
         operator = operators[0].name if len(operators) == 1 else "chain"
         instant_bytes = _instant_bytes(kind, expression, (request_format, offers[0][0]))
-        return Terms(kind, expression, request_format, offers, limit_bytes, found.content_length, instant_bytes, operator, [])
+        timeouts = [limit_s for limit_s in (heads.timeout_s(found), self.settings.request_timeout_s) if limit_s is not None]
+        return Terms(
+            kind,
+            expression,
+            request_format,
+            offers,
+            limit_bytes,
+            found.content_length,
+            instant_bytes,
+            operator,
+            min(timeouts, default=None),
+            [],
+        )
 
     def begin(self, job: Job, terms: Terms) -> None:
         """Reserve what a job on these terms needs; `NotReady` and `Overloaded` when it is not the time."""
@@ -114,6 +128,8 @@ class Core:
             raise NotReady("the device is not ready; /readyz says when it is")
         self.reserve(job, terms.length or 0)
         job.terms = terms
+        if terms.timeout_s is not None:
+            job.deadline = job.started + terms.timeout_s
 
     def reserve(self, job: Job, nbytes: int) -> None:
         """Count `nbytes` more for the job, or raise `Overloaded`."""
@@ -130,6 +146,8 @@ class Core:
         assert terms is not None
         job.began = time.perf_counter()
         try:
+            if job.began > job.deadline:
+                raise _too_late(terms)
             return self._computed(terms, body)
         except StequantError as error:
             return problem(error)
@@ -168,10 +186,15 @@ class Core:
         assert job.terms is not None
         if self.is_small(job.terms, body.nbytes):
             return self.answer_at_once(job, body)
-        return await self.engine.submit(lambda: self.answer_at_once(job, body))
+        try:
+            async with asyncio.timeout(None if job.deadline == math.inf else job.left_s()):
+                return await self.engine.submit(lambda: self.answer_at_once(job, body))
+        except TimeoutError:
+            raise _too_late(job.terms) from None
 
     def publish(self) -> None:
-        """Bring everything that was counted into the metrics."""
+        """Bring everything that was counted into the metrics; called several times a second."""
+        self.budget.look()
         self.metrics.in_flight_bytes.set(self.budget.in_flight_bytes)
         self.metrics.flush()
 
@@ -213,6 +236,16 @@ def _instant_bytes(kind: Kind, expression: Expression, formats: tuple[wire.Forma
     if kind == "grad" and expression.backward_is_identity:
         return math.inf  # nothing is computed, nothing is copied
     return SMALL_ELEMENTWISE_BYTES if expression.elementwise and not expression.tensor_names else SMALL_BYTES
+
+
+def _too_late(terms: Terms) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the call was not answered within its {terms.timeout_s:g} s", retry_after_s=None)
+
+
+def late(job: Job) -> Answer:
+    """The answer to a call whose deadline has passed."""
+    assert job.terms is not None
+    return problem(_too_late(job.terms))
 
 
 def check_length(nbytes: int, limit_bytes: int, request_format: wire.Format) -> None:

@@ -18,6 +18,7 @@ from service.errors import (
     LengthRequired,
     MissingParameter,
     RepeatedParameter,
+    RequestError,
     UnknownParameter,
     UnsupportedMediaType,
 )
@@ -27,8 +28,9 @@ from service.ops.expression import build, is_bare_name, operator_class, parse_va
 from service.ops.parameters import Value
 
 # Of these a request has one at most; two would let a proxy and this server read different requests.
-_SINGLE = (b"host", b"content-type", b"content-length", b"content-encoding", b"authorization")
+_SINGLE = (b"host", b"content-type", b"content-length", b"content-encoding", b"authorization", b"x-request-timeout")
 _LISTS = (b"accept", b"transfer-encoding")
+_LONGEST_TIMEOUT_S = 86_400
 _WANTED = frozenset((*_SINGLE, *_LISTS))
 
 
@@ -52,6 +54,7 @@ class Fields(NamedTuple):
     authorization: str | None = None
     accept: str | None = None
     transfer_encoding: str | None = None
+    x_request_timeout: str | None = None
 
 
 def fields(head: Head) -> Fields:
@@ -77,6 +80,16 @@ def _length(text: str | None) -> int | None:
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise BadFraming(f"'Content-Length' is {text[:40]!r}; allowed: digits")
     return int(text)
+
+
+def timeout_s(found: Fields) -> float | None:
+    """The seconds that the caller gives the service for its answer."""
+    text = found.x_request_timeout
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,6})?", text) or not 0 < float(text) <= _LONGEST_TIMEOUT_S:
+        raise RequestError(f"'X-Request-Timeout' is {text[:40]!r}; allowed: seconds, more than 0, at most {_LONGEST_TIMEOUT_S}")
+    return float(text)
 
 
 def check_encoding(found: Fields) -> None:

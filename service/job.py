@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import time
@@ -19,20 +20,26 @@ class Job:
     """Who a request is, what it asks for, what it has reserved, and when it went from stage to stage.
 
     The four times are seconds of `time.perf_counter`: `started` with the head, `received` with the last
-    byte of the body, `began` and `ended` with the work. `terms` are None until it is admitted.
+    byte of the body, `began` and `ended` with the work. After `deadline`, on the same clock, nobody waits
+    for the answer any more. `terms` are None until it is admitted.
     """
 
-    __slots__ = ("began", "ended", "received", "request_id", "reserved_bytes", "started", "terms")
+    __slots__ = ("began", "deadline", "ended", "received", "request_id", "reserved_bytes", "started", "terms")
 
     def __init__(self, request_id: bytes) -> None:
         self.request_id = request_id
         self.terms: Terms | None = None
         self.reserved_bytes = 0
+        self.deadline = math.inf
         self.started = self.received = self.began = self.ended = time.perf_counter()
 
     def is_received(self) -> None:
         """The body is there."""
         self.received = self.began = self.ended = time.perf_counter()
+
+    def left_s(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.perf_counter()
 
     def timing(self) -> bytes:
         """The value of `Server-Timing`, in milliseconds: the stages that took any time."""

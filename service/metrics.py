@@ -85,6 +85,13 @@ class Metrics:
         self.in_flight_bytes = Gauge(
             "stequant_in_flight_bytes", "Bytes of bodies in flight", registry=self.registry, multiprocess_mode="livesum"
         )
+        self.connections = Gauge("stequant_connections", "Connections", registry=self.registry, multiprocess_mode="livesum")
+        self._cut = Counter(
+            "stequant_cut_connections",
+            "Connections and requests that were ended for what the other side did, by reason",
+            ("reason",),
+            registry=self.registry,
+        )
         self._pending: list[Exchange] = []
 
     def count(self, exchange: Exchange) -> None:
@@ -96,6 +103,10 @@ class Metrics:
         self._pending.append(exchange)
         if len(self._pending) >= _MOST_PENDING:
             self.flush()
+
+    def cut(self, reason: str) -> None:
+        """Count a connection that the server ended."""
+        self._cut.labels(reason).inc()
 
     def flush(self) -> None:
         """Bring what was counted into the metrics. Several workers do so now and then, for each other's sake."""

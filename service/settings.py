@@ -6,12 +6,26 @@ One field a setting; the flags, the help text and the README's table are made fr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 2**20
+
+_MAY_BE_ABSENT = (
+    "uds",
+    "max_in_flight_bytes",
+    "api_keys_file",
+    "trusted_hosts",
+    "tls_cert_file",
+    "tls_key_file",
+    "tls_key_password_file",
+    "tls_ca_file",
+)
+
+# A name, an address (IPv6 in brackets), or all names below one; a port does not matter and is left out.
+HostPattern = Annotated[str, Field(pattern=r"^((\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])$")]
 
 
 class Settings(BaseSettings):
@@ -33,11 +47,36 @@ class Settings(BaseSettings):
     header_timeout_s: float = Field(5, gt=0, description="time for the headers to arrive")
     body_idle_timeout_s: float = Field(10, gt=0, description="longest pause within a body")
     body_timeout_s: float = Field(300, gt=0, description="time for a whole body to arrive")
+    min_body_bytes_per_s: int = Field(1024, ge=0, description="slowest body, on average, after its first body_idle_timeout_s")
+    request_timeout_s: float | None = Field(
+        None, gt=0, description="time from a call's head to its answer, after which it gets 504; X-Request-Timeout may ask for less"
+    )
+    max_url_bytes: int = Field(8192, ge=128, description="longest request target")
+    max_header_bytes: int = Field(16384, ge=1024, description="size of all headers of a request")
+    max_headers: int = Field(100, ge=16, description="number of headers of a request")
+    max_pipelined: int = Field(32, ge=1, description="requests that may wait on one connection for their predecessors' answers")
+    max_connections: int = Field(20_000, ge=1, description="connections to one worker")
+    max_connections_per_address: int | None = Field(None, ge=1, description="connections to one worker from one address")
     write_timeout_s: float = Field(30, gt=0, description="longest time in which a reader takes nothing")
     keep_alive_s: float = Field(65, gt=0, description="time an idle connection is kept")
     drain_delay_s: float = Field(0, ge=0, description="time between SIGTERM, when /readyz turns 503, and the end of listening")
     grace_s: float = Field(30, gt=0, description="longest time for calls in flight to end after SIGTERM")
+    worker_start_timeout_s: float = Field(300, gt=0, description="longest time in which one of several workers gets ready")
+    worker_timeout_s: float = Field(
+        60, gt=0, description="longest time in which the event loop of one of several workers stands still before it is replaced"
+    )
     api_keys_file: Path | None = Field(None, description="file of bearer keys, one a line; without it everyone may call")
+    metrics_without_key: bool = Field(False, description="whether /metrics is answered without a key")
+    trusted_hosts: tuple[str, ...] | None = Field(
+        None,
+        description="names that a request may have in Host, with commas between them, *.example.org for all below; default any",
+    )
+    tls_cert_file: Path | None = Field(None, description="certificate and its chain, as PEM; with it, https is served, and no http")
+    tls_key_file: Path | None = Field(None, description="key of the certificate; default the file of the certificate")
+    tls_key_password_file: Path | None = Field(None, description="password of the key, if it has one")
+    tls_ca_file: Path | None = Field(
+        None, description="authorities, one of which must have signed the certificate that a client then needs"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="text for people, or one JSON object a line")
 
@@ -46,7 +85,9 @@ class Settings(BaseSettings):
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("uds", "api_keys_file", "max_in_flight_bytes", mode="before")
+    @field_validator(
+        "uds", "api_keys_file", "max_in_flight_bytes", "request_timeout_s", "max_connections_per_address", mode="before"
+    )
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         # Compose files pass on unset variables as empty ones.
@@ -58,6 +99,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_in_flight_bytes ({self.max_in_flight_bytes}) must be at least max_body_bytes ({self.max_body_bytes})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_of_tls_without_a_certificate(self) -> Settings:
+        if self.tls_cert_file is None:
+            for name in ("tls_key_file", "tls_key_password_file", "tls_ca_file"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} ({getattr(self, name)}) needs tls_cert_file; without it plain http would be served")
         return self
 
     @property

@@ -31,6 +31,14 @@ DEFAULTS: dict[str, Any] = {
     "header_timeout_s": 5,
     "body_idle_timeout_s": 10,
     "body_timeout_s": 300,
+    "min_body_bytes_per_s": 1024,
+    "request_timeout_s": None,
+    "max_url_bytes": 8192,
+    "max_header_bytes": 16_384,
+    "max_headers": 100,
+    "max_pipelined": 32,
+    "max_connections": 20_000,
+    "max_connections_per_address": None,
     "write_timeout_s": 30,
     "keep_alive_s": 65,
     "drain_delay_s": 0,
@@ -54,6 +62,14 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "header_timeout_s": ("0.5", 0.5),
     "body_idle_timeout_s": ("1", 1),
     "body_timeout_s": ("1e3", 1000),
+    "min_body_bytes_per_s": ("0", 0),
+    "request_timeout_s": ("1.5", 1.5),
+    "max_url_bytes": ("1000", 1000),
+    "max_header_bytes": ("4096", 4096),
+    "max_headers": ("20", 20),
+    "max_pipelined": ("1", 1),
+    "max_connections": ("10", 10),
+    "max_connections_per_address": ("5", 5),
     "write_timeout_s": ("2.5", 2.5),
     "keep_alive_s": ("5", 5),
     "drain_delay_s": ("0.25", 0.25),
@@ -62,6 +78,9 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "log_level": ("DEBUG", "debug"),
     "log_format": ("JSON", "json"),
 }
+
+# Numbers without a unit.
+COUNTS = ("port", "workers", "max_tensors", "max_headers", "max_pipelined", "max_connections", "metrics_without_key")
 
 WRONG: dict[str, list[str]] = {
     "port": ["-1", "65536", "http", "80.5", ""],
@@ -74,6 +93,14 @@ WRONG: dict[str, list[str]] = {
     "header_timeout_s": ["0", "-1", "nan", "soon"],
     "body_idle_timeout_s": ["0", "nan"],
     "body_timeout_s": ["0", "-inf"],
+    "min_body_bytes_per_s": ["-1", "1.5"],
+    "request_timeout_s": ["0", "nan", "never"],
+    "max_url_bytes": ["0", "-1"],
+    "max_header_bytes": ["0", "1023"],
+    "max_headers": ["0", "15"],
+    "max_pipelined": ["0", "-1"],
+    "max_connections": ["0", "-1"],
+    "max_connections_per_address": ["0", "-1"],
     "write_timeout_s": ["0", "nan"],
     "keep_alive_s": ["0", "5 s"],
     "drain_delay_s": ["-1", "nan"],
@@ -100,22 +127,25 @@ def read(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return result
 
 
+def as_read(name: str, value: Any) -> str:
+    is_time = name.endswith("_s") and "_bytes_" not in name and value is not None
+    return str(float(value) if is_time else value)
+
+
 def test_these_are_all_settings() -> None:
     assert list(Settings.model_fields) == list(DEFAULTS)
     assert set(OTHERS) == set(DEFAULTS)
 
 
 def test_without_variables_the_defaults_hold() -> None:
-    assert read(from_environment()) == {
-        name: str(float(value) if name.endswith("_s") else value) for name, value in DEFAULTS.items()
-    }
+    assert read(from_environment()) == {name: as_read(name, value) for name, value in DEFAULTS.items()}
     assert {name: field.default for name, field in Settings.model_fields.items()} == DEFAULTS
 
 
 def test_every_setting_has_a_variable() -> None:
     variables = {f"STEQUANT_{name.upper()}": text for name, (text, _) in OTHERS.items()}
     settings = read(from_environment(**variables))
-    assert settings == {name: str(float(value) if name.endswith("_s") else value) for name, (_, value) in OTHERS.items()}
+    assert settings == {name: as_read(name, value) for name, (_, value) in OTHERS.items()}
 
 
 def test_empty_variables_are_unset_ones_where_a_setting_may_be_absent() -> None:
@@ -188,5 +218,5 @@ def test_json_is_bound_by_both_limits() -> None:
 def test_every_setting_says_what_it_is() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
-        if isinstance(field.default, float | int) and name not in ("port", "workers", "max_tensors"):
+        if isinstance(field.default, float | int) and name not in COUNTS:
             assert name.endswith(("_s", "_bytes")), f"{name} has no unit"

@@ -14,8 +14,10 @@ from __future__ import annotations
 import asyncio
 import enum
 import fcntl
+import math
 import sys
 import termios
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
@@ -25,18 +27,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.answer import CALLER_GONE, Answer, problem
-from service.core import PATHS, Core
+from service.core import PATHS, Core, late
 from service.device.buffers import ALIGNMENT
-from service.errors import BadFraming, HeadersTooLarge, RequestTimeout, StequantError, UriTooLong
+from service.errors import BadFraming, HeadersTooLarge, Overloaded, RequestTimeout, StequantError, UriTooLong
 from service.head import Head, header_lines
 from service.job import Job, given_id
 from service.transport.cycle import DirectCycle
 from service.transport.heads import HEAD_END, Known, KnownHeads
 from service.transport.reaper import NEVER, Reaper
-
-MAX_HEADER_BYTES = 16 * 1024
-MAX_HEADER_COUNT = 100
-MAX_URL_BYTES = 8 * 1024
 
 # What is received at once while no body is awaited. One for all connections of a loop: it is filled and
 # emptied within one callback. A small body that came whole with its head is worked on where it lies.
@@ -113,6 +111,7 @@ class _Http(HttpToolsProtocol):
         self.scratch_start = 0
         self.default_headers: list[tuple[bytes, bytes]] = []
         self.default_lines = b""
+        self.addresses: Counter[str] = app_state.setdefault("addresses", Counter())
 
     # The loop -----------------------------------------------------------------------------------------
 
@@ -123,10 +122,18 @@ class _Http(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=0)
         self.reaper.watch(self)
         self._enter(Phase.NEW, self.settings.header_timeout_s)
+        self.core.metrics.connections.inc()
+        self.addresses[self._address()] += 1
+        self._turn_away_if_too_many()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """A connection has gone: nothing on it is answered any more."""
         self.reaper.forget(self)
+        self.core.metrics.connections.dec()
+        address = self._address()
+        self.addresses[address] -= 1
+        if not self.addresses[address]:
+            del self.addresses[address]
         for cycle in (self.cycle, *(queued for queued, _ in self.pipeline)):
             if isinstance(cycle, DirectCycle):
                 self._abandon(cycle)
@@ -138,6 +145,22 @@ class _Http(HttpToolsProtocol):
         if isinstance(self.cycle, DirectCycle):
             self.cycle = None
         super().connection_lost(exc)
+
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
+
+    def _turn_away_if_too_many(self) -> None:
+        limit, most_from_one = self.settings.max_connections, self.settings.max_connections_per_address
+        if len(self.connections) > limit:
+            self._cut("too_many")
+            self._refuse(Overloaded(f"there are more than {limit} connections; try again later", retry_after_s=1.0))
+        elif most_from_one is not None and self.client and self.addresses[self._address()] > most_from_one:
+            self._cut("too_many_from_address")
+            self._refuse(Overloaded(f"there are more than {most_from_one} connections from your address", retry_after_s=1.0))
+
+    def _cut(self, reason: str) -> None:
+        """Count a connection that is ended for what its other side did, or did not do."""
+        self.core.metrics.cut(reason)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Memory for what comes next: the body's own, or the scratch buffer."""
@@ -196,6 +219,8 @@ class _Http(HttpToolsProtocol):
     def expired(self, now: float) -> None:
         """The deadline of the phase has passed."""
         if self.phase in (Phase.NEW, Phase.IDLE, Phase.LINGER):
+            if self.phase is not Phase.LINGER:
+                self._cut("silent" if self.phase is Phase.NEW else "idle")
             self.transport.close()
             self.deadline = now + _LINGER_S
             if self.phase is Phase.LINGER:
@@ -207,6 +232,7 @@ class _Http(HttpToolsProtocol):
                 self.unsent_bytes = unsent_bytes
                 self.deadline = now + self.settings.write_timeout_s
             else:
+                self._cut("slow_reader")
                 self.transport.abort()
         else:
             self._time_out()
@@ -274,7 +300,6 @@ class _Http(HttpToolsProtocol):
             self._answer_at_once(known, data)
             return
         cycle = self._cycle(known, Job(self.core.identities.of(known.request_id)))
-        self.body_deadline = self.reaper.now + self.settings.body_timeout_s
         try:
             self.core.begin(cycle.job, known.terms)
             cycle.body = self.core.pool.take(known.length)
@@ -341,8 +366,8 @@ class _Http(HttpToolsProtocol):
             return
         if self.phase is Phase.HEAD:
             self.fed_bytes += len(data)
-            if self.fed_bytes > MAX_HEADER_BYTES + MAX_URL_BYTES:
-                self._refuse(_too_large(self.url))
+            if self.fed_bytes > self.settings.max_header_bytes + self.settings.max_url_bytes:
+                self._refuse(self._too_large())
         self._switch_to_body()
 
     def _switch_to_body(self) -> None:
@@ -375,8 +400,8 @@ class _Http(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
         self.url += url
-        if len(self.url) > MAX_URL_BYTES:
-            raise UriTooLong(f"the URL has more than {MAX_URL_BYTES} bytes")
+        if len(self.url) > self.settings.max_url_bytes:
+            raise self._too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
@@ -385,13 +410,22 @@ class _Http(HttpToolsProtocol):
             self.expect_100_continue = True
         self.headers.append((name, value))
         self.head_bytes += len(name) + len(value)
-        if len(self.headers) > MAX_HEADER_COUNT or self.head_bytes > MAX_HEADER_BYTES:
-            raise _too_large(self.url)
+        if len(self.headers) > self.settings.max_headers or self.head_bytes > self.settings.max_header_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> StequantError:
+        limits = self.settings
+        if len(self.url) > limits.max_url_bytes:
+            return UriTooLong(f"the URL has more than {limits.max_url_bytes} bytes")
+        return HeadersTooLarge(f"the headers have more than {limits.max_header_bytes} bytes or {limits.max_headers} lines")
 
     def on_headers_complete(self) -> None:
         """A head is complete: hot requests with an announced length stay here, others are uvicorn's."""
         self.body_deadline = self.reaper.now + self.settings.body_timeout_s
         waits = self.cycle is not None and not self.cycle.response_complete
+        if waits and len(self.pipeline) >= self.settings.max_pipelined:
+            self._cut("pipelined")
+            raise Overloaded(f"more than {self.settings.max_pipelined} requests wait on this connection", retry_after_s=1.0)
         if not waits:
             self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
         target, _, query = self.url.partition(b"?")
@@ -481,8 +515,16 @@ class _Http(HttpToolsProtocol):
             self._work(cycle)
         else:
             # Reading was paused while it waited for its turn: its time begins now.
-            self.body_deadline = self.reaper.now + self.settings.body_timeout_s
+            self.body_deadline = self.reaper.now + self._body_time_s(cycle)
             self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
+
+    def _body_time_s(self, cycle: DirectCycle) -> float:
+        """How long this body may take: in all, at the least rate, and until the call's own deadline."""
+        limits = self.settings
+        time_s: float = limits.body_timeout_s
+        if limits.min_body_bytes_per_s:
+            time_s = min(time_s, limits.body_idle_timeout_s + cycle.length / limits.min_body_bytes_per_s)
+        return time_s if cycle.job.deadline == math.inf else min(time_s, cycle.job.left_s())
 
     def _received(self, cycle: DirectCycle) -> None:
         """The whole body is there."""
@@ -500,6 +542,8 @@ class _Http(HttpToolsProtocol):
         if self.core.is_small(terms, cycle.length):
             self._respond(cycle, self.core.answer_at_once(job, body))
             return
+        if job.deadline != math.inf:
+            self.deadline = self.loop.time() + job.left_s()
         task = self.loop.create_task(self._work_elsewhere(cycle))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -508,10 +552,20 @@ class _Http(HttpToolsProtocol):
         job, body = cycle.job, cycle.body
         assert body is not None
         answer = await self.core.engine.submit(lambda: None if cycle.disconnected else self.core.answer_at_once(job, body))
-        if answer is None or cycle.disconnected:
+        if cycle.is_done:
+            # Answered with 504 meanwhile; only now is its memory free.
+            self.core.budget.release(cycle.late_bytes)
+        elif answer is None or cycle.disconnected:
             self._finish(cycle, CALLER_GONE)
         else:
             self._respond(cycle, answer)
+
+    def _give_up_waiting(self, cycle: DirectCycle) -> None:
+        """Answer a call whose deadline has passed while its work waits or goes on, in memory that stays reserved."""
+        cycle.disconnected = True
+        cycle.body = None
+        cycle.late_bytes, cycle.job.reserved_bytes = cycle.job.reserved_bytes, 0
+        self._respond(cycle, late(cycle.job))
 
     def _respond(self, cycle: DirectCycle, answer: Answer) -> None:
         if self.transport.is_closing():
@@ -667,13 +721,21 @@ class _Http(HttpToolsProtocol):
 
     def _time_out(self) -> None:
         cycle = self.cycle
-        if self.phase is Phase.HEAD:
+        if self.phase is Phase.WORK and isinstance(cycle, DirectCycle):
+            self._give_up_waiting(cycle)
+        elif self.phase is Phase.HEAD:
+            self._cut("slow_head")
             self._refuse(RequestTimeout(f"the headers were not complete after {self.settings.header_timeout_s:g} s"))
         elif isinstance(cycle, DirectCycle) and not cycle.response_complete:
             self.receiving = None
             cycle.keep_alive = False
+            if cycle.job.left_s() <= 0:
+                self._respond(cycle, late(cycle.job))
+                return
+            self._cut("slow_body")
             self._respond(cycle, problem(self._body_timeout()))
         elif cycle is not None and not cycle.response_complete:
+            self._cut("slow_body")
             self._refuse(self._body_timeout())
         else:
             self.transport.close()
@@ -681,7 +743,7 @@ class _Http(HttpToolsProtocol):
     def _body_timeout(self) -> RequestTimeout:
         return RequestTimeout(
             f"the body was not complete in time; allowed: pauses of {self.settings.body_idle_timeout_s:g} s, "
-            f"{self.settings.body_timeout_s:g} s in all"
+            f"{self.settings.body_timeout_s:g} s in all, {self.settings.min_body_bytes_per_s} bytes a second on average"
         )
 
 
@@ -701,9 +763,3 @@ def _announced_length(headers: list[tuple[bytes, bytes]]) -> int | None:
         elif name == b"transfer-encoding":
             return None
     return length
-
-
-def _too_large(url: bytes) -> StequantError:
-    if len(url) > MAX_URL_BYTES:
-        return UriTooLong(f"the URL has more than {MAX_URL_BYTES} bytes")
-    return HeadersTooLarge(f"the headers have more than {MAX_HEADER_BYTES} bytes or {MAX_HEADER_COUNT} lines")

@@ -24,6 +24,7 @@ class DirectCycle:
         "is_done",
         "job",
         "keep_alive",
+        "late_bytes",
         "length",
         "remaining_bytes",
         "response_complete",
@@ -40,6 +41,8 @@ class DirectCycle:
         self.body: memoryview | None = None
         self.is_current = False
         self.is_done = False
+        # Still reserved for work that goes on after its call was answered.
+        self.late_bytes = 0
         self.disconnected = False
         self.response_complete = False
 
