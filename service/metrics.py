@@ -82,10 +82,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.in_flight_bytes = Gauge(
-            "stequant_in_flight_bytes", "Bytes of bodies in flight", registry=self.registry, multiprocess_mode="livesum"
-        )
-        self.connections = Gauge("stequant_connections", "Connections", registry=self.registry, multiprocess_mode="livesum")
+        self.in_flight_bytes = self._gauge("in_flight_bytes", "Bytes of bodies in flight")
+        self.in_flight_limit_bytes = self._gauge("in_flight_limit_bytes", "Bytes of bodies that may be in flight")
+        self.pool_bytes = self._gauge("pool_bytes", "Bytes of buffers that are kept for the next bodies")
+        self.ready = self._gauge("ready", "Processes that take calls")
+        self.device_memory_bytes = self._gauge("device_memory_bytes", "Memory of the device, as it reports it", ("kind",))
+        self.connections = self._gauge("connections", "Connections")
         self._cut = Counter(
             "stequant_cut_connections",
             "Connections and requests that were ended for what the other side did, by reason",
@@ -93,6 +95,10 @@ class Metrics:
             registry=self.registry,
         )
         self._pending: list[Exchange] = []
+
+    def _gauge(self, name: str, description: str, labels: Sequence[str] = ()) -> Gauge:
+        """A gauge whose values in several workers add up."""
+        return Gauge(f"stequant_{name}", description, labels, registry=self.registry, multiprocess_mode="livesum")
 
     def count(self, exchange: Exchange) -> None:
         """Count one exchange: at once in a list, in the metrics when there are many or someone looks.
