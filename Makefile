@@ -1,9 +1,10 @@
 # Everything is set up in .venv; nothing is installed outside of it.
 #   make serve [PORT=8000]   set up and serve        make test        set up and run the tests
 #   make test-slow           the tests of minutes    make lint        style, types
+#   make test-container      the images, by a container engine that is there
 #   make bench               measure                 make clean       remove .venv
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint format bench bench-ops bench-peers tables build clean
+.PHONY: help serve test test-slow test-container lint format bench bench-ops bench-gpu bench-peers tables build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for candidate in $(CANDIDATES); do \
 	$$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$candidate && break; done)
 
 help:
-	@sed -n '2,4p' Makefile | cut -c 3-
+	@sed -n '2,5p' Makefile | cut -c 3-
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer, with its venv module, is needed and was not found; name one with PYTHON=/path/to/python3" >&2; exit 1; }
@@ -33,15 +34,21 @@ serve: $(VENV)/.server
 	@exec $(BIN)/stequant serve $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not container'
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not container'
+
+# BUILD_FLAGS, in the environment, are more flags for `docker build`.
+test-container: $(VENV)/.dev
+	$(BIN)/python -m pytest -m container tests/container
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile tests/container/nginx.Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml tests/container/nginx.yml
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -52,6 +59,10 @@ bench: $(VENV)/.dev
 
 bench-ops: $(VENV)/.dev
 	$(BIN)/python -m benchmarks ops
+
+# Needs a CUDA device, and says so where there is none.
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python -m benchmarks gpu
 
 bench-peers: $(VENV)/.dev
 	$(BIN)/python -m benchmarks peers
