@@ -1,4 +1,4 @@
-"""`python -m benchmarks http | ops | peers | report`."""
+"""`python -m benchmarks http | ops | peers | gpu | batch | report`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import use_cores
-from benchmarks.results import HttpResults, OperatorResults
+from benchmarks.results import GpuResults, HttpResults, OperatorResults
 
 HERE = Path(__file__).parent
 LEAST_ROUNDS = 5
@@ -26,6 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
         return run_operators(options)
     if options.what == "peers":
         return run_peers(options)
+    if options.what == "batch":
+        return run_batch(options)
+    if options.what == "gpu":
+        return run_gpu(options)
     write_report(options.out or HERE)
     return 0
 
@@ -68,8 +72,36 @@ def run_peers(options: argparse.Namespace) -> int:
     return 1 if results.failures or any(peer.missing for peer in results.peers) else 0
 
 
+def run_gpu(options: argparse.Namespace) -> int:
+    """The engine and the server on a CUDA device; 1 where there is none."""
+    from benchmarks import gpu
+    from benchmarks.bench import Bench
+
+    try:
+        with Bench(device="cuda", without=frozenset(options.without)) as bench:
+            results = gpu.run(bench, rounds=options.rounds, quick=options.quick, say=_say)
+    except gpu.NoDevice as error:
+        _say(f"nothing was measured: {error}")
+        return 1
+    _keep(options, f"{options.name or 'gpu'}.json", results, gpu.write(results))
+    return 0
+
+
+def run_batch(options: argparse.Namespace) -> int:
+    """A job beside the generator; printed only. 1 where the disk is too small."""
+    from benchmarks import batch
+
+    volume = batch.QUICK if options.quick else batch.FULL
+    try:
+        print(batch.run(volume, rounds=options.rounds, device=options.device, say=_say).as_text())
+    except OSError as error:
+        _say(f"not measured: {error}")
+        return 1
+    return 0
+
+
 def write_report(folder: Path) -> None:
-    """RESULTS.md and the plot from `results/http.json` and `results/ops.json`, PEERS.md from `results/peers.json`."""
+    """RESULTS.md and the plot from `results/http.json` and `results/ops.json`; PEERS.md and GPU.md from those of their names."""
     from benchmarks import report
 
     http_path, operators_path = folder / "results" / "http.json", folder / "results" / "ops.json"
@@ -88,6 +120,7 @@ def write_report(folder: Path) -> None:
         (folder / "RESULTS.md").write_text(report.write(http, operators, plot))
         _say(f"written: {folder / 'RESULTS.md'}")
     write_peers_report(folder)
+    write_gpu_report(folder)
 
 
 def write_peers_report(folder: Path) -> None:
@@ -101,7 +134,17 @@ def write_peers_report(folder: Path) -> None:
         _say(f"written: {folder / 'PEERS.md'}")
 
 
-def _keep(options: argparse.Namespace, name: str, results: HttpResults | OperatorResults, text: str) -> None:
+def write_gpu_report(folder: Path) -> None:
+    """GPU.md, from `results/gpu.json`."""
+    path = folder / "results" / "gpu.json"
+    if path.exists():
+        from benchmarks import gpu
+
+        (folder / "GPU.md").write_text(gpu.write(GpuResults.model_validate_json(path.read_text())))
+        _say(f"written: {folder / 'GPU.md'}")
+
+
+def _keep(options: argparse.Namespace, name: str, results: HttpResults | OperatorResults | GpuResults, text: str) -> None:
     print(text)
     partial = options.quick or options.only or options.without or options.rounds < LEAST_ROUNDS
     if partial and options.out is None:
@@ -119,7 +162,7 @@ def _say(line: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=sys.modules["benchmarks"].__doc__)
-    parser.add_argument("what", choices=["http", "ops", "peers", "report"])
+    parser.add_argument("what", choices=["http", "ops", "peers", "gpu", "batch", "report"])
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer sizes and rounds, shorter cells")
     parser.add_argument("--only", default="", metavar="TEXT", help="only what has this in its name, as the progress lines show it")
     parser.add_argument(
@@ -128,8 +171,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS)
     parser.add_argument("--cores", type=int, default=2, help="cores that servers and generator share; 0: all (default: 2)")
     parser.add_argument("--device", default="cpu", help="the device of the service (default: cpu)")
-    parser.add_argument("--name", help="name of the JSON file in results/ (default: http, ops, peers)")
-    parser.add_argument("--out", type=Path, help="folder for RESULTS.md, PEERS.md and results/ (default: here)")
+    parser.add_argument("--name", help="name of the JSON file in results/ (default: http, ops, peers, gpu)")
+    parser.add_argument("--out", type=Path, help="folder for RESULTS.md, PEERS.md, GPU.md and results/ (default: here)")
     return parser
 
 

@@ -128,3 +128,32 @@ class OperatorResults(_Record):
     machine: dict[str, str]
     settings: dict[str, str]
     operators: list[OperatorTime]
+
+
+class CopyTime(_Record):
+    """One call in the engine of a device, the same one among several at once, and only the copies; seconds of each round."""
+
+    expression: str
+    size_bytes: int
+    seconds: list[float]
+    copies_s: list[float]
+    overlapped_s: list[float]
+
+
+class SmallCalls(_Record):
+    """Calls/s of each round, by so many callers at once: coalesced, and each alone."""
+
+    callers: int
+    size_bytes: int
+    together: list[float]
+    apart: list[float]
+
+
+class GpuResults(_Record):
+    """A run of `python -m benchmarks gpu`."""
+
+    machine: dict[str, str]
+    settings: dict[str, str]
+    copies: list[CopyTime]
+    small_calls: list[SmallCalls]
+    over_http: list[Measured]

@@ -19,8 +19,9 @@ from service.budget import Budget
 from service.call import Kind, fields, plan
 from service.device.buffers import Pool
 from service.device.engine import Engine
-from service.errors import BodyTooLarge, DeadlineExceeded, MethodNotAllowed, NotAcceptable, NotReady, StequantError
+from service.errors import BodyTooLarge, DeadlineExceeded, DeviceFault, MethodNotAllowed, NotAcceptable, NotReady, StequantError
 from service.head import Head
+from service.hosts import TrustedHosts
 from service.job import Identities, Job, given_id
 from service.keys import Keys
 from service.logs import log, log_exchange
@@ -67,16 +68,19 @@ class Core:
         self.settings = settings
         self.engine = engine
         self.metrics = metrics
-        self.keys = Keys(settings.api_keys_file)
+        self.hosts = TrustedHosts(settings.trusted_hosts)
+        self.keys = Keys(settings.api_keys_file, metrics_are_open=settings.metrics_without_key)
         self.budget = Budget(settings.in_flight_limit_bytes)
-        self.pool = Pool()
+        self.pool = Pool(engine.device.allocate)
         self.identities = Identities()
         self.ready = False
         self.draining = False
+        engine.on_failure(self._device_has_failed)
 
     def check(self, head: Head) -> heads.Fields:
-        """What holds for every path: framing, then authentication."""
+        """What holds for every path: framing, host, then authentication."""
         found = heads.fields(head)
+        self.hosts.check(head.path, found.host)
         self.keys.check(head.path, found.authorization)
         return found
 
@@ -91,7 +95,7 @@ class Core:
         return terms
 
     def terms(self, head: Head) -> Terms:
-        """Check a head in the order framing, key, path, method, media type, length, query."""
+        """Check a head in the order framing, host, key, path, method, media type, length, query."""
         found = self.check(head)
         kind = PATHS[head.path]
         if head.method != "POST":
@@ -125,7 +129,7 @@ class Core:
     def begin(self, job: Job, terms: Terms) -> None:
         """Reserve what a job on these terms needs; `NotReady` and `Overloaded` when it is not the time."""
         if not self.ready:
-            raise NotReady("the device is not ready; /readyz says when it is")
+            raise self.engine.fault or NotReady("the device is not ready; /readyz says when it is")
         self.reserve(job, terms.length or 0)
         job.terms = terms
         if terms.timeout_s is not None:
@@ -192,11 +196,22 @@ class Core:
         except TimeoutError:
             raise _too_late(job.terms) from None
 
+    def _device_has_failed(self, fault: DeviceFault) -> None:
+        """Refuse what comes from now on; called on whichever thread has noticed."""
+        self.ready = False
+        log.error("%s; nothing can be computed any more until the process is started again", fault.detail)
+
     def publish(self) -> None:
         """Bring everything that was counted into the metrics; called several times a second."""
         self.budget.look()
-        self.metrics.in_flight_bytes.set(self.budget.in_flight_bytes)
-        self.metrics.flush()
+        metrics = self.metrics
+        metrics.in_flight_bytes.set(self.budget.in_flight_bytes)
+        metrics.in_flight_limit_bytes.set(self.budget.limit_bytes)
+        metrics.pool_bytes.set(self.pool.bytes)
+        metrics.ready.set(self.ready and not self.draining)
+        for kind, nbytes in self.engine.device.memory().items():
+            metrics.device_memory_bytes.labels(kind).set(nbytes)
+        metrics.flush()
 
     def exposition(self) -> bytes:
         """The metrics, for `GET /metrics`."""

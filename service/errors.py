@@ -54,6 +54,12 @@ class BadFraming(RequestError):
     code, status, title = "bad_framing", 400, "The request's framing is not valid HTTP/1.1"
 
 
+class UntrustedHost(RequestError):
+    """`Host` is none of the names that the server was told to answer to."""
+
+    code, status, title = "untrusted_host", 400, "The server does not answer to this host name"
+
+
 class MalformedBody(RequestError):
     """The body is broken, truncated, followed by more, or contradicts itself."""
 

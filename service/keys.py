@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from pathlib import Path
 
@@ -10,30 +11,55 @@ from service.errors import Unauthorized
 # Probes and the pages for people are open; what computes, and what tells how much, is not.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 OPEN_PREFIX = "/docs/"
+METRICS_PATH = "/metrics"
 
 
 class Keys:
-    """The keys of a file, one a line; blank lines and lines that begin with `#` are skipped."""
+    """The keys of a file, one a line; blank lines and lines that begin with `#` are skipped.
 
-    def __init__(self, file: Path | None) -> None:
-        self._keys = None if file is None else _read(file)
+    Without a file everyone may call. Raises `OSError` for a file that cannot be read, and `ValueError` for
+    one without a key or with one that no caller could send; both name the file, neither shows a key.
+    """
+
+    def __init__(self, file: Path | None, *, metrics_are_open: bool = False) -> None:
+        self._file = file
+        self._open_paths = OPEN_PATHS | {METRICS_PATH} if metrics_are_open else OPEN_PATHS
+        self._digests = () if file is None else _read(file)
+
+    def reload(self) -> None:
+        """Read the file again: keys that are gone from it are refused from now on. After an error the old ones hold."""
+        if self._file is not None:
+            self._digests = _read(self._file)
+
+    def __len__(self) -> int:
+        return len(self._digests)
 
     def check(self, path: str, authorization: str | None) -> None:
-        """`Unauthorized` unless the path is open, no keys are set, or the bearer key is one of them."""
-        if self._keys is None or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
+        """`Unauthorized` unless the path is open, there is no file, or the bearer key is one of those in it."""
+        if self._file is None or path in self._open_paths or path.startswith(OPEN_PREFIX):
             return
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthorized("the request has no 'Authorization: Bearer <key>' header")
-        presented = key.strip().encode("utf-8", "surrogateescape")
-        # Every key is compared, each in constant time, so that the time tells nothing about them.
-        if sum(hmac.compare_digest(presented, known) for known in self._keys) == 0:
+        presented = _digest(key.strip().encode("utf-8", "surrogateescape"))
+        # All keys are compared, each in constant time and as digests, which are equally long: the time tells nothing of them.
+        if sum(hmac.compare_digest(presented, known) for known in self._digests) == 0:
             raise Unauthorized("the bearer key is not known")
 
 
 def _read(file: Path) -> tuple[bytes, ...]:
-    lines = (line.strip() for line in file.read_bytes().splitlines())
-    keys = tuple(line for line in lines if line and not line.startswith(b"#"))
+    keys = {}
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        key = line.strip()
+        if key and not key.startswith(b"#"):
+            keys[number] = key
     if not keys:
         raise ValueError(f"{file} holds no key; write one a line")
-    return keys
+    for number, key in keys.items():
+        if not all(0x21 <= byte <= 0x7E for byte in key):
+            raise ValueError(f"line {number} of {file} is no key; allowed: printable ASCII without blanks, one key a line")
+    return tuple(map(_digest, keys.values()))
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -41,14 +41,16 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", summary="Whether calls are welcome: device, dtypes, draining", tags=["probes"])
 async def readyz(request: Request) -> JSONResponse:
-    """200 when the device is warm and the server is not draining, else 503. A readiness probe."""
+    """200 when the device gives known bits and the server is not draining, else 503. A readiness probe."""
     core = core_of(request)
-    ready = core.ready and not core.draining
+    fault = await core.engine.probe() if core.ready else core.engine.fault
+    ready = core.ready and not core.draining and fault is None
     content = {
         "ready": ready,
         "draining": core.draining,
         "device": core.engine.device.name,
         "reason": core.engine.device.reason,
+        "fault": None if fault is None else fault.detail,
         "dtypes": list(DTYPES),
     }
     return JSONResponse(content, 200 if ready else 503, None if ready else {"retry-after": "1"})

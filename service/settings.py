@@ -8,21 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 2**20
-
-_MAY_BE_ABSENT = (
-    "uds",
-    "max_in_flight_bytes",
-    "api_keys_file",
-    "trusted_hosts",
-    "tls_cert_file",
-    "tls_key_file",
-    "tls_key_password_file",
-    "tls_ca_file",
-)
 
 # A name, an address (IPv6 in brackets), or all names below one; a port does not matter and is left out.
 HostPattern = Annotated[str, Field(pattern=r"^((\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])$")]
@@ -67,9 +56,8 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(None, description="file of bearer keys, one a line; without it everyone may call")
     metrics_without_key: bool = Field(False, description="whether /metrics is answered without a key")
-    trusted_hosts: tuple[str, ...] | None = Field(
-        None,
-        description="names that a request may have in Host, with commas between them, *.example.org for all below; default any",
+    trusted_hosts: tuple[HostPattern, ...] | None = Field(
+        None, description="names that Host may have, with commas between them; *.example.org is all below it; default any name"
     )
     tls_cert_file: Path | None = Field(None, description="certificate and its chain, as PEM; with it, https is served, and no http")
     tls_key_file: Path | None = Field(None, description="key of the certificate; default the file of the certificate")
@@ -85,13 +73,17 @@ class Settings(BaseSettings):
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator(
-        "uds", "api_keys_file", "max_in_flight_bytes", "request_timeout_s", "max_connections_per_address", mode="before"
-    )
+    @field_validator("*", mode="before")
     @classmethod
-    def _empty_is_none(cls, value: object) -> object:
+    def _empty_is_none(cls, value: object, info: ValidationInfo) -> object:
         # Compose files pass on unset variables as empty ones.
-        return None if value == "" else value
+        may_be_absent = info.field_name is not None and cls.model_fields[info.field_name].default is None
+        return None if value == "" and may_be_absent else value
+
+    @field_validator("trusted_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) and value else value
 
     @model_validator(mode="after")
     def _one_body_fits(self) -> Settings:

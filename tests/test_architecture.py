@@ -23,7 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "head": {"errors", "ops"},
     "answer": {"errors"},
     "keys": {"errors"},
+    "hosts": {"errors"},
     "budget": {"errors"},
+    "job": set(),
     "settings": set(),
     "metrics": set(),
     "logs": {"metrics"},
@@ -36,6 +38,8 @@ ALLOWED: dict[str, set[str]] = {
         "device",
         "errors",
         "head",
+        "hosts",
+        "job",
         "keys",
         "logs",
         "metrics",
@@ -44,15 +48,15 @@ ALLOWED: dict[str, set[str]] = {
         "shortcut",
         "wire",
     },
-    "asgi": {"answer", "core", "device", "errors", "head", "logs", "metrics"},
-    "transport": {"answer", "core", "device", "errors", "head"},
+    "asgi": {"answer", "core", "device", "errors", "head", "job", "logs", "metrics"},
+    "transport": {"answer", "core", "device", "errors", "head", "job"},
     "openapi": {"answer", "call", "dtypes", "errors", "ops", "settings", "wire"},
     "routes": {"answer", "asgi", "core", "dtypes", "errors", "metrics", "ops"},
     "app": {"", "asgi", "core", "device", "metrics", "openapi", "routes", "settings"},
-    "server": {"", "app", "core", "errors", "logs", "settings", "transport", "workers"},
-    "workers": {"", "logs", "server", "settings"},
+    "processes": {"", "app", "core", "errors", "logs", "settings", "transport"},
     "client": {"", "errors", "dtypes", "ops", "wire", "call"},
-    "cli": {"", "call", "client", "device", "errors", "ops", "server", "settings", "wire"},
+    "batch": {"", "call", "client", "device", "dtypes", "errors", "ops", "wire"},
+    "cli": {"", "batch", "call", "client", "device", "errors", "ops", "processes", "settings", "wire"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -62,10 +66,11 @@ ONLY_IN: dict[str, set[str]] = {
     "torch": {"ops", "device", "shortcut", "quantize", "client"},
     "fastapi": {"app", "asgi", "openapi", "routes"},
     "starlette": {"app", "routes"},
-    "uvicorn": {"server", "transport"},
+    "uvicorn": {"processes", "transport"},
     "httptools": {"transport"},
-    "httpx": {"client"},
-    "prometheus_client": {"metrics", "workers"},
+    "httpx": {"batch", "client"},
+    "safetensors": {"batch"},
+    "prometheus_client": {"metrics", "processes"},
     "pydantic_settings": {"settings"},
 }
 
@@ -135,7 +140,7 @@ def test_importing_the_server_configures_nothing() -> None:
 import logging, os, threading, torch
 before = (torch.get_num_threads(), logging.getLogger('stequant').handlers[:], threading.active_count(), dict(os.environ))
 os.environ['STEQUANT_PORT'] = 'not a number'
-import service.app, service.server, service.workers, service.quantize
+import service.app, service.processes.run, service.processes.server, service.quantize
 del os.environ['STEQUANT_PORT']
 after = (torch.get_num_threads(), logging.getLogger('stequant').handlers[:], threading.active_count(), dict(os.environ))
 print(before == after)

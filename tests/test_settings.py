@@ -43,7 +43,15 @@ DEFAULTS: dict[str, Any] = {
     "keep_alive_s": 65,
     "drain_delay_s": 0,
     "grace_s": 30,
+    "worker_start_timeout_s": 300,
+    "worker_timeout_s": 60,
     "api_keys_file": None,
+    "metrics_without_key": False,
+    "trusted_hosts": None,
+    "tls_cert_file": None,
+    "tls_key_file": None,
+    "tls_key_password_file": None,
+    "tls_ca_file": None,
     "log_level": "info",
     "log_format": "text",
 }
@@ -74,10 +82,21 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "keep_alive_s": ("5", 5),
     "drain_delay_s": ("0.25", 0.25),
     "grace_s": ("1", 1),
+    "worker_start_timeout_s": ("30", 30),
+    "worker_timeout_s": ("0.5", 0.5),
     "api_keys_file": ("/etc/keys", Path("/etc/keys")),
+    "metrics_without_key": ("true", True),
+    "trusted_hosts": ("a.example, *.example.org,[::1]", ("a.example", "*.example.org", "[::1]")),
+    "tls_cert_file": ("/etc/tls/cert.pem", Path("/etc/tls/cert.pem")),
+    "tls_key_file": ("/etc/tls/key.pem", Path("/etc/tls/key.pem")),
+    "tls_key_password_file": ("/etc/tls/password", Path("/etc/tls/password")),
+    "tls_ca_file": ("/etc/tls/ca.pem", Path("/etc/tls/ca.pem")),
     "log_level": ("DEBUG", "debug"),
     "log_format": ("JSON", "json"),
 }
+
+# These need another one beside them.
+BESIDE = {name: {"tls_cert_file": "cert.pem"} for name in ("tls_key_file", "tls_key_password_file", "tls_ca_file")}
 
 # Numbers without a unit.
 COUNTS = ("port", "workers", "max_tensors", "max_headers", "max_pipelined", "max_connections", "metrics_without_key")
@@ -105,6 +124,10 @@ WRONG: dict[str, list[str]] = {
     "keep_alive_s": ["0", "5 s"],
     "drain_delay_s": ["-1", "nan"],
     "grace_s": ["0", "nan"],
+    "worker_start_timeout_s": ["0", "nan"],
+    "worker_timeout_s": ["0", "-1"],
+    "metrics_without_key": ["maybe", ""],
+    "trusted_hosts": ["*", "a:80", "https://a", "a b", "*.*.a"],
     "log_level": ["loud", "5"],
     "log_format": ["xml"],
 }
@@ -161,7 +184,7 @@ def test_unknown_variables_are_left_alone() -> None:
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_every_setting_has_another_value_than_its_default(name: str) -> None:
     text, value = OTHERS[name]
-    settings = Settings(**{name: text})
+    settings = Settings(**{name: text, **BESIDE.get(name, {})})
     assert getattr(settings, name) == value
     with pytest.raises(ValidationError):
         settings.port = 1  # type: ignore[misc]  # frozen
@@ -207,6 +230,20 @@ def test_limits_that_contradict_each_other_are_refused(capsys: pytest.CaptureFix
     assert "999" in line
     assert "1000" in line
     assert Settings(max_body_bytes=1000, max_in_flight_bytes=1000).in_flight_limit_bytes == 1000
+
+
+def test_a_key_without_a_certificate_is_refused_rather_than_served_in_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, beside in BESIDE.items():
+        assert main(["serve", f"--{name.replace('_', '-')}", "key.pem"]) in (1, 2)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert all(word in line for word in (name, "key.pem", *beside))
+
+
+def test_names_of_a_list_are_given_one_by_one_or_with_commas(capsys: pytest.CaptureFixture[str]) -> None:
+    """The wrong one is the one that is named."""
+    flags = ["--trusted-host", "a.example", "--trusted-host", "b.example,c.example", "--trusted-hosts", "d example"]
+    assert main(["serve", "--uds=/nowhere/at/all", *flags]) in (1, 2)
+    assert "--trusted-hosts is 'd example'" in capsys.readouterr().err
 
 
 def test_json_is_bound_by_both_limits() -> None:

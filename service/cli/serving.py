@@ -35,16 +35,41 @@ def add_command(commands: Commands) -> None:
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f" (default {field.default})"
         parser.add_argument(
-            flag(name), dest=name, default=None, metavar=_metavar(name, field.annotation), help=f"{field.description}{default}"
+            *_flags(name, field.annotation),
+            dest=name,
+            default=None,
+            action="append" if _is_list(field.annotation) else "store",
+            metavar=_metavar(name, field.annotation),
+            help=f"{field.description}{default}",
         )
     parser.set_defaults(run=_run)
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(get_origin(kind) is tuple for kind in get_args(annotation))
+
+
+def _flags(name: str, annotation: Any) -> list[str]:
+    """The flag of a setting; where it is a list, also the flag for one element, to be repeated."""
+    return [flag(name), flag(name.removesuffix("s"))] if _is_list(annotation) else [flag(name)]
 
 
 def _metavar(name: str, annotation: Any) -> str:
     """What stands for the value in the help: the values there are, or a word for them."""
     if get_origin(annotation) is Literal:
         return "{" + ",".join(get_args(annotation)) + "}"
-    words = {"bytes": "BYTES", "s": "SECONDS", "file": "FILE", "uds": "PATH", "host": "ADDRESS", "port": "PORT", "device": "DEVICE"}
+    if annotation is bool:
+        return "{true,false}"
+    words = {
+        "bytes": "BYTES",
+        "s": "SECONDS",
+        "file": "FILE",
+        "uds": "PATH",
+        "host": "ADDRESS",
+        "hosts": "NAME",
+        "port": "PORT",
+        "device": "DEVICE",
+    }
     return words.get(name.rpartition("_")[2], "N")
 
 
@@ -56,9 +81,13 @@ def flag(setting: str) -> str:
 def _run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     try:
-        from service.server import CannotServe, run
+        from service.processes.run import missing_module, run
     except ModuleNotFoundError as error:
         return _needs_extra(error.name)
+    if (missing := missing_module()) is not None:
+        return _needs_extra(missing)
+    from service.processes.errors import CannotServe
+
     try:
         run(settings)
     except CannotServe as error:
@@ -71,7 +100,11 @@ def _settings(options: argparse.Namespace) -> Settings:
 
     from service.settings import Settings
 
-    given = {name: value for name in Settings.model_fields if (value := getattr(options, name)) is not None}
+    given: dict[str, Any] = {
+        name: ",".join(value) if isinstance(value, list) else value
+        for name in Settings.model_fields
+        if (value := getattr(options, name)) is not None
+    }
     try:
         return Settings(**given)
     except ValidationError as error:

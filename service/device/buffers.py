@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,38 +18,48 @@ _POOLED_BYTES = 512 * 1024
 _KEPT_BYTES = 512 * 2**20
 _KEPT_S = 1.0
 
-_Room = npt.NDArray[np.uint8]
+Room = npt.NDArray[np.uint8]
+
+
+def pageable(nbytes: int) -> Room:
+    """Ordinary memory, uninitialised. NumPy asks for huge pages when the size is worth it."""
+    return np.empty(nbytes, dtype=np.uint8)
 
 
 def allocate(nbytes: int) -> memoryview:
     """`nbytes` of uninitialised memory whose end is aligned.
 
     The last tensor of a body ends where the body ends, in npy as in msgpack, so aligning the end aligns
-    its elements, wherever its header ends. NumPy asks for huge pages when the size is worth it. Small
-    bodies are not worth the care: what is not aligned in them is copied later, in less than a microsecond.
+    its elements, wherever its header ends. Small bodies are not worth the care: what is not aligned in them
+    is copied later, in less than a microsecond.
     """
     if nbytes < _SMALL_BYTES:
         return memoryview(bytearray(nbytes))
-    return _placed(np.empty(nbytes + ALIGNMENT, dtype=np.uint8), nbytes)
+    return _placed(pageable(nbytes + ALIGNMENT), nbytes)
 
 
 class Pool:
-    """Large buffers that were used a moment ago, for bodies of about the same size. For one event loop."""
+    """Large buffers that were used a moment ago, for bodies of about the same size. For one event loop.
 
-    def __init__(self) -> None:
-        self._free: list[tuple[float, _Room]] = []
+    New ones come from `fresh`: that of a device gives memory that the device reads and writes itself.
+    """
+
+    def __init__(self, fresh: Callable[[int], Room] = pageable) -> None:
+        self._fresh = fresh
+        self._free: list[tuple[float, Room]] = []
         self.bytes = 0
 
     def take(self, nbytes: int) -> memoryview:
         """Memory as `allocate` gives it, used before where there is some."""
-        if nbytes >= _POOLED_BYTES:
-            needed = nbytes + ALIGNMENT
-            for index, (_, room) in enumerate(self._free):
-                if needed <= room.nbytes <= needed + needed // 4:
-                    del self._free[index]
-                    self.bytes -= room.nbytes
-                    return _placed(room, nbytes)
-        return allocate(nbytes)
+        if nbytes < _POOLED_BYTES:
+            return allocate(nbytes)
+        needed = nbytes + ALIGNMENT
+        for index, (_, room) in enumerate(self._free):
+            if needed <= room.nbytes <= needed + needed // 4:
+                del self._free[index]
+                self.bytes -= room.nbytes
+                return _placed(room, nbytes)
+        return _placed(self._fresh(needed), nbytes)
 
     def give(self, buffer: memoryview) -> None:
         """Take back memory that nobody reads or writes any more."""
@@ -65,6 +76,6 @@ class Pool:
             self.bytes = sum(room.nbytes for _, room in self._free)
 
 
-def _placed(room: _Room, nbytes: int) -> memoryview:
+def _placed(room: Room, nbytes: int) -> memoryview:
     start = -(room.ctypes.data + nbytes) % ALIGNMENT
     return room.data[start : start + nbytes]

@@ -1,4 +1,4 @@
-"""The devices an engine can own, and how one is chosen.
+"""What an engine needs of a device, the CPU as one, and how a device is chosen.
 
 An engine sees a device through three verbs: `lift` brings host elements to the device, `lower` brings
 results back, `synchronize` waits until they are there. On the CPU all three do nothing.
@@ -6,35 +6,54 @@ results back, `synchronize` waits until they are there. On the CPU all three do 
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from service.device.buffers import Room, pageable
+from service.device.cuda import Cuda
 from service.errors import DeviceFault
+
+_STATM = Path("/proc/self/statm")
 
 
 class Device(Protocol):
     """What an engine needs of a device.
 
-    `tile_bytes` is how much of an operand it takes at a time; where it `computes_in_place`, nothing needs
-    lifting or lowering.
+    `tile_bytes` is how much of an operand it takes at a time, down to `least_tile_bytes` where its memory
+    is short. Where it `computes_in_place` it is the host itself: nothing needs lifting or lowering, and it
+    cannot hang. Calls run on `lanes` threads at a time, unless `small_calls_are_instant`, which the caller
+    may compute on the spot.
     """
 
     name: str
     reason: str
     tile_bytes: int
+    least_tile_bytes: int
     computes_in_place: bool
     small_calls_are_instant: bool
+    lanes: int
+
+    def enter_lane(self) -> None:
+        """Prepare the calling thread, which computes from now on."""
+
+    def allocate(self, nbytes: int) -> Room:
+        """Host memory, uninitialised, of the kind that `lift` and `lower` are fastest with."""
 
     def lift(self, host: Tensor) -> Tensor:
-        """`host` on the device; on the CPU `host` itself."""
+        """`host` on the device; on the CPU `host` itself. It may be read until the next `synchronize`."""
 
     def lower(self, result: Tensor, host: Tensor) -> None:
-        """Write `result` into `host`, which has the same shape."""
+        """Write `result` into `host`, which has the same shape; it is there after the next `synchronize`."""
+
+    def release(self) -> None:
+        """Let go of memory that is kept for later, because some is missing now."""
 
     def synchronize(self) -> None:
-        """Wait until everything lifted, computed and lowered so far is done."""
+        """Wait until everything that this thread has lifted, computed and lowered is done."""
 
     def memory(self) -> dict[str, int]:
         """Bytes of device memory, by kind."""
@@ -47,11 +66,21 @@ class Cpu:
     # A tile of 1 MiB stays in cache through all passes of a chain; smaller ones lost more to the calls than they won
     # (float32 k_bit_quantize over 64 MiB: 1.13 times a memcpy with 1 MiB, 1.33 with 256 KiB, 2.3 with 64 KiB).
     tile_bytes = 2**20
+    least_tile_bytes = tile_bytes
     computes_in_place = True
     small_calls_are_instant = True
+    # Cores are shared with the event loop; a process more brings more than a thread more.
+    lanes = 1
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
+
+    def enter_lane(self) -> None:
+        """Any thread will do."""
+
+    def allocate(self, nbytes: int) -> Room:
+        """Ordinary memory."""
+        return pageable(nbytes)
 
     def lift(self, host: Tensor) -> Tensor:
         """`host` itself."""
@@ -62,45 +91,19 @@ class Cpu:
         if result.data_ptr() != host.data_ptr():
             host.copy_(result)
 
+    def release(self) -> None:
+        """Nothing is kept."""
+
     def synchronize(self) -> None:
         """Nothing is ever pending."""
 
     def memory(self) -> dict[str, int]:
-        """The CPU has no memory of its own."""
-        return {}
-
-
-class Cuda:
-    """One CUDA device: operands are copied to it, computed there, and copied back, on one stream a thread."""
-
-    # Large enough that the copies run at the bus's speed, small enough that any tensor fits in tiles.
-    tile_bytes = 64 * 2**20
-    computes_in_place = False
-    small_calls_are_instant = False
-
-    def __init__(self, index: int, reason: str) -> None:
-        self.name = f"cuda:{index}"
-        self.reason = reason
-        self._device = torch.device("cuda", index)
-
-    def lift(self, host: Tensor) -> Tensor:
-        """A copy of `host` on the device."""
-        return host.to(self._device, non_blocking=True)
-
-    def lower(self, result: Tensor, host: Tensor) -> None:
-        """Copy `result` back into `host`."""
-        host.copy_(result, non_blocking=True)
-
-    def synchronize(self) -> None:
-        """Wait for the current stream, so that an error surfaces here and not after a 200."""
-        torch.cuda.current_stream(self._device).synchronize()
-
-    def memory(self) -> dict[str, int]:
-        """Bytes allocated by tensors and reserved by the allocator."""
-        return {
-            "allocated": torch.cuda.memory_allocated(self._device),
-            "reserved": torch.cuda.memory_reserved(self._device),
-        }
+        """What this process has in memory, where Linux tells it."""
+        try:
+            pages = int(_STATM.read_bytes().split()[1])
+        except OSError:
+            return {}
+        return {"resident": pages * mmap.PAGESIZE}
 
 
 def choose(wanted: str, worker: int = 0) -> Device:

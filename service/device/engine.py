@@ -1,39 +1,72 @@
-"""The engine: owns the device and the thread that large calls run on, and computes calls.
+"""The engine: owns a device and the threads that wait for it, and answers calls.
 
-Callers give it a `Call` and get a `Message`. Operands are overwritten: an answer lies in the memory of
-the request wherever that is possible.
+Callers give it a `Call` and get a `Message`. When the device fails, everything that waits is answered
+`DeviceFault` at once, and so is everything that comes later: the process has to be started again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from service.call import Call
-from service.device import gathering, memory, tiles
+from service.device import coalescing, probe, tiles
+from service.device.compute import compute
 from service.device.devices import Device
+from service.device.faults import is_sticky
+from service.device.health import Health
+from service.device.lanes import Lanes
+from service.device.outcomes import Outcomes, deliver, settle
 from service.dtypes import DTYPES
-from service.errors import DeviceFault, OutOfMemory, StequantError
-from service.ops import REGISTRY, Expression, Operator, parse
+from service.errors import DeviceFault, Draining
+from service.ops import REGISTRY, Expression, parse
 from service.ops.catalogue import example
 from service.wire.message import Bundle, Message, WireTensor
 
 Result = TypeVar("Result")
 
-_FAULTS = (torch.OutOfMemoryError, torch.AcceleratorError)
+# The largest body takes a device well under a second.
+DEVICE_TIMEOUT_S = 60.0
 
 
 class Engine:
-    """Runs calls on one device."""
+    """Runs calls on one device.
 
-    def __init__(self, device: Device) -> None:
+    A call that keeps the device for more than `device_timeout_s` is taken for a device that hangs; the
+    CPU is not watched, as it does not hang and may need long.
+    """
+
+    def __init__(self, device: Device, *, device_timeout_s: float = DEVICE_TIMEOUT_S) -> None:
         self.device = device
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._health = Health(device.name, None if device.computes_in_place else device_timeout_s)
+        self._outcomes = Outcomes()
+        self._health.on_failure(lambda fault: self._outcomes.fail(DeviceFault, fault.detail))
+        self._lanes = Lanes("device", device.lanes, self._enter_lane)
+        self._queue = coalescing.Queue()
+        self._probe_lane = None if device.small_calls_are_instant else Lanes("device-probe", 1, self._enter_lane)
+        self._probe = probe.Probe(device.name, self._ask_known_call, self._probe_lane)
+
+    @property
+    def fault(self) -> DeviceFault | None:
+        """Why the device has failed; None while it has not."""
+        return self._health.fault
+
+    @property
+    def coalesced_calls(self) -> int:
+        """How many calls were computed together with others, so far."""
+        return self._queue.coalesced_calls
+
+    def on_failure(self, callback: Callable[[DeviceFault], None]) -> None:
+        """Call `callback` when the device fails, once, on the thread that notices; at once if it has failed already."""
+        self._health.on_failure(callback)
+
+    async def probe(self) -> DeviceFault | None:
+        """Why no call should be sent to the device now; None when it gave known bits within the last second."""
+        return self.fault or await self._probe.result()
 
     def warm_up(self) -> None:
         """Run every operator once in every dtype: the first call of anything is slow."""
@@ -49,148 +82,94 @@ class Engine:
                     self.run(Call(kind, expression, x, grad_output if kind == "grad" else None))
 
     async def submit(self, work: Callable[[], Result]) -> Result:
-        """Run `work`, which calls `run`, on the device's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Run `work`, which calls `run`, on a lane of the device."""
+        outcome = self._outcomes.open()
+        self._lanes.put(lambda: settle(outcome, work))
+        return await asyncio.wrap_future(outcome)
+
+    async def compute(self, call: Call) -> Message:
+        """`run` on a lane of the device, together with the calls like it that wait there as well."""
+        outcome = self._outcomes.open()
+        self._queue.add(call, outcome)
+        self._lanes.put(self._compute_oldest)
+        return await asyncio.wrap_future(outcome)
 
     def close(self) -> None:
-        """Let go of the thread, after the work that it has begun."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Let go of the threads, after the work that they have begun; what has not begun is answered `Draining`."""
+        for lanes in (self._lanes, self._probe_lane):
+            if lanes is not None:
+                lanes.close(given_up=lambda: self.fault is not None)
+        self._outcomes.fail(Draining, "the service is stopping")
+        self._health.close()
 
     def run(self, call: Call) -> Message:
         """Compute a call, and wait for it.
 
         Raises `OutOfMemory` when the device has no room for it, `DeviceFault` when the device failed.
         """
-        try:
-            answer = self._quantize(call) if call.kind == "quantize" else self._grad(call)
-            self.device.synchronize()
-            return answer
-        except _FAULTS as error:
-            raise _fault(self.device.name, error) from error
+        with self._health:
+            try:
+                return compute(self.device, call)
+            except BaseException as error:
+                self._end_copies(error)
+                raise
 
     def run_in_place(self, expression: Expression, elements: Tensor) -> None:
         """Overwrite 1-d host elements with `expression(elements)`; for elementwise expressions without tensors."""
-        try:
-            tiles.forward(self.device, expression, elements, {})
+        if self.device.computes_in_place:
+            # The hottest path of all: entering a context would be a twentieth of it.
+            try:
+                tiles.forward(self.device, expression, elements, {})
+            except Exception as error:
+                self._health.judge(error)
+                raise
+            return
+        with self._health:
+            try:
+                tiles.forward(self.device, expression, elements, {})
+                self.device.synchronize()
+            except BaseException as error:
+                self._end_copies(error)
+                raise
+
+    def _end_copies(self, error: BaseException) -> None:
+        """After an error, wait until nothing is written any more into the operands, whose memory is used again.
+
+        A device that has failed might never say so; but then no call comes any more that could use it.
+        """
+        if not is_sticky(error):
             self.device.synchronize()
-        except _FAULTS as error:
-            raise _fault(self.device.name, error) from error
 
-    def _quantize(self, call: Call) -> Message:
-        assert call.x is not None
-        tensors = self._parameters(call)
-        results: list[WireTensor] = []
-        if call.expression.elementwise and all(tensor.dim() == 0 for tensor in tensors.values()):
-            for run in gathering.runs(call.x.tensors):
-                elements, placed = gathering.gather(call.x.tensors[run])
-                tiles.forward(self.device, call.expression, elements, tensors)
-                results += placed
-        else:
-            for tensor in call.x.tensors:
-                elements, placed = gathering.gather((tensor,))
-                self._forward_by_segments(call.expression, memory.shaped(elements, tensor), tensors)
-                results += placed
-        return {"y": Bundle(tuple(results), call.x.names, call.x.single)}
+    def _enter_lane(self) -> None:
+        try:
+            with self._health:
+                self.device.enter_lane()
+        except Exception as error:
+            self._health.fail(f"cannot be used by a thread: {error}")
 
-    def _forward_by_segments(self, expression: Expression, x: Tensor, tensors: Mapping[str, Tensor]) -> None:
-        """Overwrite the host tensor `x` with `expression(x)`, in as few passes over it as its reductions allow."""
-        for segment in expression.segments:
-            if isinstance(segment, Operator):
-                tiles.forward_reduced(self.device, segment, x)
-            else:
-                tiles.forward_with_tensors(self.device, segment, x, tensors)
+    def _compute_oldest(self) -> None:
+        """Answer the call that has waited longest, and those like it; there is none left where it went with another."""
+        waiting = self._queue.take()
+        if len(waiting) > 1 and self._compute_together(waiting):
+            return
+        for one in waiting:
+            settle(one.outcome, lambda call=one.call: self.run(call))  # type: ignore[misc]
 
-    def _grad(self, call: Call) -> Message:
-        assert call.grad_output is not None
-        totals: dict[str, Tensor] = {}
-        if call.expression.backward_is_identity:
-            results: Sequence[WireTensor] = call.grad_output.tensors
-        elif call.expression.elementwise and not call.tensors and _lie_alike(call):
-            results = self._elementwise_gradients(call.expression, _inputs(call), call.grad_output.tensors)
-        else:
-            results, totals = self._whole_gradients(call)
-        operand = call.operand
-        laid_out = tuple(map(_in_order_of, operand.tensors, results))
-        answer = {"grad_x": Bundle(laid_out, operand.names, operand.single)}
-        for name, parameter in call.tensors.items():
-            dtype = memory.TORCH_DTYPES[parameter.dtype.name]
-            gradient = totals[name].cpu() if name in totals else torch.zeros(parameter.shape, dtype=dtype)
-            style = operand.tensors[0].style if operand.tensors else parameter.style
-            answer[f"grad_{name}"] = Bundle.of(memory.to_wire(gradient, parameter.dtype, style))
-        return answer
+    def _compute_together(self, waiting: Sequence[coalescing.Waiting]) -> bool:
+        """Answer these calls as one; false where that fails, which says nothing about each of them alone."""
+        calls = [one.call for one in waiting]
+        try:
+            answers = coalescing.split(self.run(coalescing.merge(calls)), calls)
+        except Exception:
+            return False
+        for one, answer in zip(waiting, answers, strict=True):
+            deliver(one.outcome.set_result, answer)
+        return True
 
-    def _elementwise_gradients(
-        self, expression: Expression, inputs: Sequence[WireTensor] | None, grad_outputs: Sequence[WireTensor]
-    ) -> list[WireTensor]:
-        results: list[WireTensor] = []
-        for run in gathering.runs(grad_outputs):
-            elements, placed = gathering.gather(grad_outputs[run])
-            x = None if inputs is None else gathering.gather(inputs[run])[0]
-            tiles.backward(self.device, expression, x, elements)
-            results += placed
-        return results
-
-    def _whole_gradients(self, call: Call) -> tuple[list[WireTensor], dict[str, Tensor]]:
-        """`grad_x` of each tensor, and the gradient of each tensor parameter, summed over them from left to right."""
-        assert call.grad_output is not None
-        tensors = self._parameters(call)
-        inputs: Sequence[WireTensor | None] = _inputs(call) or [None] * len(call.grad_output.tensors)
-        results = []
-        totals: dict[str, Tensor] = {}
-        for x, grad_output in zip(inputs, call.grad_output.tensors, strict=True):
-            elements, (placed,) = gathering.gather((grad_output,))
-            gradients = call.expression.backward(
-                None if x is None else self._shaped_on_device(x),
-                memory.shaped(self.device.lift(elements), grad_output),
-                tensors,
-            )
-            memory.shaped(elements, placed).copy_(gradients.grad_x)
-            results.append(placed)
-            for name, gradient in gradients.by_name().items():
-                totals[name] = totals[name] + gradient if name in totals else gradient
-        return results, totals
-
-    def _shaped_on_device(self, tensor: WireTensor) -> Tensor:
-        return memory.shaped(self.device.lift(memory.shared_flat(tensor)[0]), tensor)
-
-    def _parameters(self, call: Call) -> dict[str, Tensor]:
-        """The tensor parameters on the device; those of one element 0-d, so that they meet flat operands."""
-        lifted = {}
-        for name, parameter in call.tensors.items():
-            on_device = self._shaped_on_device(parameter)
-            one_for_all = parameter.size == 1 and call.kind == "quantize"
-            lifted[name] = on_device.view(()) if one_for_all else on_device
-        return lifted
-
-
-def _fault(device_name: str, error: Exception) -> StequantError:
-    """The service's error for what torch raises when the device fails."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemory(f"{device_name} has no memory left for this call; try again, or send smaller tensors")
-    return DeviceFault(f"{device_name} failed: {str(error).partition(chr(10))[0]}")
-
-
-def _inputs(call: Call) -> Sequence[WireTensor] | None:
-    """The tensors of `x`, where the gradient depends on them."""
-    return call.x.tensors if call.x is not None and call.expression.backward_reads_x else None
-
-
-def _lie_alike(call: Call) -> bool:
-    inputs = _inputs(call)
-    assert call.grad_output is not None
-    return inputs is None or all(x.fortran == g.fortran for x, g in zip(inputs, call.grad_output.tensors, strict=True))
-
-
-def _in_order_of(like: WireTensor, tensor: WireTensor) -> WireTensor:
-    """`tensor` in the memory order and the style of `like`."""
-    if like.fortran == tensor.fortran:
-        return (
-            tensor
-            if like.style == tensor.style
-            else WireTensor(tensor.dtype, tensor.shape, tensor.data, tensor.fortran, like.style)
-        )
-    # `like` has the same shape: lay the elements out as a new tensor that lies as it does.
-    elements = torch.empty(tensor.size, dtype=memory.TORCH_DTYPES[tensor.dtype.name])
-    target = WireTensor(tensor.dtype, tensor.shape, memory.data_of(elements), like.fortran, like.style)
-    memory.shaped(elements, target).copy_(memory.shaped(memory.shared_flat(tensor)[0], tensor))
-    return target
+    def _ask_known_call(self) -> DeviceFault | None:
+        try:
+            if not probe.is_right(self.run(probe.known_call())):
+                self._health.fail("gave wrong bits for known values")
+        except DeviceFault as error:
+            return error
+        return self.fault

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from service.device import memory
+from service.device.devices import Device
 from service.wire.message import WireTensor
 
 # From here on a tensor's own pass costs less than copying it together with others.
@@ -32,13 +33,15 @@ def runs(tensors: Sequence[WireTensor]) -> Iterator[slice]:
         start += length
 
 
-def gather(tensors: Sequence[WireTensor]) -> tuple[Tensor, list[WireTensor]]:
-    """The elements of tensors of one dtype, one after the other, and the tensors again, lying in that memory."""
+def gather(device: Device, tensors: Sequence[WireTensor]) -> tuple[Tensor, list[WireTensor]]:
+    """The elements of tensors of one dtype, one after the other, and the tensors again, lying in that memory.
+
+    A tensor alone stays where it is, if it can; several are copied, into memory that the device likes.
+    """
     if len(tensors) == 1:
         elements, shared = memory.shared_flat(tensors[0])
         return elements, [tensors[0] if shared else tensors[0].like(memory.data_of(elements))]
-    together = bytearray().join(map(attrgetter("data"), tensors))
-    view = memoryview(together)
+    view = _joined(device, tensors)
     placed = []
     at = 0
     for tensor in tensors:
@@ -46,4 +49,16 @@ def gather(tensors: Sequence[WireTensor]) -> tuple[Tensor, list[WireTensor]]:
         placed.append(tensor.like(view[at:end]))
         at = end
     dtype = memory.TORCH_DTYPES[tensors[0].dtype.name]
-    return torch.frombuffer(together, dtype=dtype) if together else torch.empty(0, dtype=dtype), placed
+    return torch.frombuffer(view, dtype=dtype) if view.nbytes else torch.empty(0, dtype=dtype), placed
+
+
+def _joined(device: Device, tensors: Sequence[WireTensor]) -> memoryview:
+    pieces = list(map(attrgetter("data"), tensors))
+    if device.computes_in_place:
+        return memoryview(bytearray().join(pieces))
+    view = device.allocate(sum(piece.nbytes for piece in pieces)).data
+    at = 0
+    for piece in pieces:
+        view[at : at + piece.nbytes] = piece
+        at += piece.nbytes
+    return view

@@ -1,19 +1,29 @@
 """Expressions over large operands, a tile at a time.
 
 On the CPU a tile stays in cache while the chain passes over it; on CUDA tiles let a tensor larger than
-the device's memory through. Every element goes through the same operations as in one piece, so the
-bits are the same.
+the device's memory through, and grow smaller where that is short. Every element goes through the same
+operations as in one piece, so the bits are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from service.device.devices import Device
+from service.device.faults import is_out_of_memory
 from service.ops import Expression, Operator
+
+Result = TypeVar("Result")
+# Does something to a tile, given what of other tensors meets it. It must not have changed the tile when it
+# finds that memory is short.
+Step = Callable[[Tensor, Mapping[str, Tensor]], None]
+
+# How much smaller the next tiles are where memory was short.
+_SHRINK = 4
 
 
 def forward(device: Device, expression: Expression, x: Tensor, tensors: Mapping[str, Tensor]) -> None:
@@ -21,45 +31,102 @@ def forward(device: Device, expression: Expression, x: Tensor, tensors: Mapping[
     if device.computes_in_place and x.nbytes <= device.tile_bytes:
         expression.forward(x, tensors, out=x)
         return
-    for tile in _split(device, x):
+    lifted = {name: device.lift(tensor) for name, tensor in tensors.items()}
+
+    def step(tile: Tensor, _: Mapping[str, Tensor]) -> None:
         on_device = device.lift(tile)
-        device.lower(expression.forward(on_device, tensors, out=on_device), tile)
+        device.lower(expression.forward(on_device, lifted, out=on_device), tile)
+
+    _for_each_tile(device, x, {}, step)
 
 
 def forward_with_tensors(device: Device, expression: Expression, x: Tensor, tensors: Mapping[str, Tensor]) -> None:
     """Overwrite the host tensor `x`, of any shape and layout, with `expression(x)`.
 
-    Tensor parameters, which are on the device, broadcast to it and are cut along with it.
+    Tensor parameters, which are on the host as well, broadcast to it and are cut along with it.
     """
-    for tile, parts in _cut(x, tensors, device.tile_bytes):
+
+    def step(tile: Tensor, parts: Mapping[str, Tensor]) -> None:
         on_device = device.lift(tile)
-        device.lower(expression.forward(on_device, parts, out=on_device), tile)
+        lifted = {name: device.lift(part) for name, part in parts.items()}
+        device.lower(expression.forward(on_device, lifted, out=on_device), tile)
+
+    _for_each_tile(device, x, tensors, step)
 
 
 def forward_reduced(device: Device, operator: Operator, x: Tensor) -> None:
     """Overwrite the host tensor `x` with `operator(x)`, for an operator that first reduces over all of it."""
-    on_device = device.lift(x)
-    overwrite = operator.pointwise(on_device)
-    for tile, _ in _cut(on_device, {}, device.tile_bytes):
-        overwrite(tile)
-    device.lower(on_device, x)
+
+    def whole() -> None:
+        on_device = device.lift(x)
+        overwrite = operator.pointwise(on_device)
+        for tile, _ in _cut(on_device, {}, device.tile_bytes):
+            overwrite(tile)
+        device.lower(on_device, x)
+
+    _again_where_memory_was_short(device, whole)
 
 
 def backward(device: Device, expression: Expression, x: Tensor | None, grad_output: Tensor) -> None:
     """Overwrite the 1-d host tensor `grad_output` with `grad_x`; the expression names no tensor."""
-    tiles = _split(device, grad_output)
-    inputs = [None] * len(tiles) if x is None else _split(device, x)
-    for tile, input_tile in zip(tiles, inputs, strict=True):
+
+    def step(tile: Tensor, inputs: Mapping[str, Tensor]) -> None:
         on_device = device.lift(tile)
-        input_on_device = None if input_tile is None else device.lift(input_tile)
-        gradients = expression.backward(input_on_device, on_device, out=on_device)
-        if gradients.grad_x is not tile:
-            device.lower(gradients.grad_x, tile)
+        input_on_device = device.lift(inputs["x"]) if inputs else None
+        device.lower(expression.backward(input_on_device, on_device, out=on_device).grad_x, tile)
+
+    _for_each_tile(device, grad_output, {} if x is None else {"x": x}, step)
 
 
-def _split(device: Device, x: Tensor) -> Sequence[Tensor]:
-    length = device.tile_bytes // x.element_size()
-    return (x,) if x.numel() <= length else torch.split(x, length)
+def backward_whole(
+    device: Device, expression: Expression, x: Tensor | None, grad_output: Tensor, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Overwrite the host tensor `grad_output` with `grad_x`; the gradients of tensor parameters, on the device.
+
+    In one piece, because of the sums over it. `tensors` are on the device.
+    """
+
+    def whole() -> dict[str, Tensor]:
+        gradients = expression.backward(None if x is None else device.lift(x), device.lift(grad_output), tensors)
+        device.lower(gradients.grad_x, grad_output)
+        return gradients.by_name()
+
+    return _again_where_memory_was_short(device, whole)
+
+
+def _for_each_tile(device: Device, x: Tensor, tensors: Mapping[str, Tensor], step: Step) -> None:
+    for tile, parts in _cut(x, tensors, device.tile_bytes):
+        _fit(device, tile, parts, step, device.tile_bytes)
+
+
+def _fit(device: Device, tile: Tensor, parts: Mapping[str, Tensor], step: Step, tile_bytes: int) -> None:
+    """Do a step on a tile; where the device has no memory for it, on ever smaller parts of it."""
+    try:
+        step(tile, parts)
+        return
+    except Exception as error:
+        if tile_bytes <= device.least_tile_bytes or not _can_try_again(device, error):
+            raise
+    # Behind the handler nothing refers any more to the frames of the error, and to the tensors in them.
+    device.release()
+    smaller_bytes = max(tile_bytes // _SHRINK, device.least_tile_bytes)
+    for smaller, its_parts in _cut(tile, parts, smaller_bytes):
+        _fit(device, smaller, its_parts, step, smaller_bytes)
+
+
+def _again_where_memory_was_short(device: Device, work: Callable[[], Result]) -> Result:
+    try:
+        return work()
+    except Exception as error:
+        if not _can_try_again(device, error):
+            raise
+    device.release()
+    return work()
+
+
+def _can_try_again(device: Device, error: Exception) -> bool:
+    """Whether memory was short, and the operands are as they were: in place, some of it may be done already."""
+    return is_out_of_memory(error) and not device.computes_in_place
 
 
 def _cut(x: Tensor, tensors: Mapping[str, Tensor], tile_bytes: int) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
@@ -74,10 +141,9 @@ def _cut(x: Tensor, tensors: Mapping[str, Tensor], tile_bytes: int) -> Iterator[
     axis = max((axis for axis in range(x.dim()) if x.shape[axis] > 1), key=x.stride)
     size = x.shape[axis]
     step = max(1, size * tile_bytes // x.nbytes)
-    for start in range(0, size, step):
-        length = min(step, size - start)
-        parts = {name: _narrow(tensor, axis - x.dim(), start, length) for name, tensor in tensors.items()}
-        yield from _cut(x.narrow(axis, start, length), parts, tile_bytes)
+    for start, part in zip(range(0, size, step), torch.split(x, step, axis), strict=True):
+        parts = {name: _narrow(tensor, axis - x.dim(), start, part.shape[axis]) for name, tensor in tensors.items()}
+        yield from _cut(part, parts, tile_bytes)
 
 
 def _narrow(tensor: Tensor, axis: int, start: int, length: int) -> Tensor:

@@ -213,7 +213,7 @@ class _Http(HttpToolsProtocol):
         self.is_last = True
         if self.phase in (Phase.NEW, Phase.IDLE):
             self.deadline = min(self.deadline, self.loop.time() + _LAST_CALL_S)
-        elif self.cycle is not None:
+        elif isinstance(self.cycle, RequestResponseCycle) and not self.cycle.response_started:
             self.cycle.keep_alive = False
 
     def expired(self, now: float) -> None:
@@ -669,10 +669,9 @@ class _Http(HttpToolsProtocol):
         elif cycle.remaining_bytes if isinstance(cycle, DirectCycle) else self.in_body:
             # Answered before its body had come, which is skipped.
             self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
-        elif self.is_last:
-            self.transport.close()
         else:
-            self._enter(Phase.IDLE, self.settings.keep_alive_s)
+            # The answer that has left may not have said that it was the last: another request may be on its way.
+            self._enter(Phase.IDLE, _LAST_CALL_S if self.is_last else self.settings.keep_alive_s)
 
     def _linger(self, cycle: DirectCycle) -> None:
         """Close; but while the caller still sends, read on for a while, or it would see a reset instead of the answer."""

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from service.device.buffers import ALIGNMENT, Pool, allocate
+from service.device.buffers import ALIGNMENT, Pool, Room, allocate, pageable
 
 MIB = 2**20
 
@@ -57,6 +57,22 @@ def test_memory_in_use_is_never_given_out_twice() -> None:
     taken[:2] = [pool.take(MIB) for _ in range(3)]
     begins = sorted(map(address, taken))
     assert all(later - earlier >= MIB for earlier, later in itertools.pairwise(begins))
+
+
+def test_large_memory_comes_from_where_the_device_wants_it_and_is_used_again() -> None:
+    asked: list[int] = []
+
+    def fresh(nbytes: int) -> Room:
+        asked.append(nbytes)
+        return pageable(nbytes)
+
+    pool = Pool(fresh)
+    pool.take(4096)
+    assert asked == []
+    pool.give(pool.take(MIB))
+    buffer = pool.take(MIB)
+    assert asked == [MIB + ALIGNMENT]
+    assert (address(buffer) + MIB) % ALIGNMENT == 0
 
 
 def test_small_memory_is_not_kept() -> None:

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 from examples import DTYPES, EXAMPLES, assert_same_bits, interesting, moderate, tensors_for
+from scripted_device import ScriptedDevice
 from torch import Tensor
+from wire_tensors import off_wire, on_wire
 
 from service.call import Call, plan
-from service.device import memory
-from service.device.devices import Cpu, Device, choose
+from service.device.devices import Cpu, choose
 from service.device.engine import Engine
 from service.device.gathering import LARGE_BYTES
-from service.dtypes import DTYPES as WIRE_DTYPES
 from service.errors import DeviceFault
 from service.ops import Chain, Clamp, Expression, KBitQuantize, Round, StepQuantize, parse
 from service.wire.message import Bundle, WireTensor
@@ -25,24 +25,14 @@ SIZES = (0, 1, 2, TILE - 1, TILE, TILE + 1, 2 * TILE + 3)
 CHAIN = Clamp(min_value=0, max_value=1) | KBitQuantize(k=4) | StepQuantize(step=0.3)
 
 
-@pytest.fixture
-def engine(device: torch.device) -> Iterator[Engine]:
-    engine = Engine(choose(device.type))
+@pytest.fixture(params=["cpu", "beside the host", pytest.param("cuda", marks=pytest.mark.gpu)])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine on every kind of device; a CUDA device that is not there skips visibly."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    engine = Engine(ScriptedDevice() if request.param == "beside the host" else choose(request.param))
     yield engine
     engine.close()
-
-
-def on_wire(x: Tensor, *, fortran: bool = False, offset: int = 0, readonly: bool = False) -> WireTensor:
-    """`x` as it might lie in a body: in this memory order, at this offset from an aligned address."""
-    laid_out = x.permute(tuple(reversed(range(x.dim())))).contiguous() if fortran else x.contiguous()
-    content = bytes(memory.data_of(laid_out))
-    room = memoryview(bytearray(offset) + content)[offset:]
-    name = str(x.dtype).removeprefix("torch.")
-    return WireTensor(WIRE_DTYPES[name], tuple(x.shape), room.toreadonly() if readonly else room, fortran)
-
-
-def off_wire(tensor: WireTensor) -> Tensor:
-    return memory.shaped(memory.shared_flat(tensor)[0], tensor)
 
 
 def quantized(engine: Engine, expression: Expression, x: WireTensor, tensors: dict[str, Tensor] | None = None) -> Tensor:
@@ -167,29 +157,6 @@ def test_the_gradient_of_a_straight_through_chain_is_the_very_memory_of_grad_out
 
 def test_warming_up_runs_every_operator(engine: Engine) -> None:
     engine.warm_up()
-
-
-class Failing(Cpu):
-    """A device on which every copy fails with the given error."""
-
-    computes_in_place = False
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__("test")
-        self.error = error
-
-    def lift(self, host: Tensor) -> Tensor:
-        raise self.error
-
-
-@pytest.mark.parametrize(
-    ("error", "code"), [(torch.OutOfMemoryError("full"), "out_of_memory"), (torch.AcceleratorError("broken"), "device_lost")]
-)
-def test_a_device_that_fails_is_the_services_fault_and_not_the_callers(error: Exception, code: str) -> None:
-    device: Device = Failing(error)
-    with pytest.raises(DeviceFault) as raised:
-        Engine(device).run(Call("quantize", Round(), Bundle.of(on_wire(torch.ones(3)))))
-    assert (raised.value.code, raised.value.status) == (code, 503)
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

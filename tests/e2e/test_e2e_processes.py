@@ -249,7 +249,7 @@ def test_two_workers_share_a_port_and_their_metrics_are_summed(tmp_path: Path) -
         workers = descendants(server.pid)
         assert len(workers) >= 2
         assert server.stop() == 0
-        assert not [pid for pid in workers if is_alive(pid)]
+        eventually(lambda: not [pid for pid in workers if is_alive(pid)], "no process is left")
     assert not list(tmp_path.iterdir())
 
 
