@@ -7,24 +7,19 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from service.call import Kind, fields, plan
 from service.cli.operators import Commands
+from service.cli.options import BadFile, add_device, add_expression, add_uds, named, read_arrays, read_tensors
 from service.cli.serving import BadUsage, Unavailable
 from service.errors import DeviceFault
 from service.ops import Expression, parse
 from service.wire import npy
-from service.wire.message import Bundle, Message
+from service.wire.message import Message
 
 Compute = Callable[[Kind, Expression, Message], Message]
-
-_MAX_TENSORS = 2**31
-
-
-class BadFile(Exception):
-    """A file that cannot be read or written."""
 
 
 def add_commands(commands: Commands) -> None:
@@ -54,43 +49,42 @@ def add_commands(commands: Commands) -> None:
     )
     grad.set_defaults(run=_grad)
     for parser in (quantize, grad):
-        parser.add_argument("--op", required=True, metavar="EXPR", help="an operator or a chain; see stequant operators")
-        parser.add_argument(
-            "--tensor",
-            metavar="NAME=FILE",
-            action="append",
-            default=[],
-            help="a .npy file for the tensor that EXPR calls NAME; may be repeated",
-        )
-        where = parser.add_mutually_exclusive_group()
-        where.add_argument("--url", help="compute on this server; without it, in this process")
-        where.add_argument("--uds", metavar="PATH", help="compute on the server behind this Unix socket")
-        parser.add_argument("--device", default="cpu", help="device in this process: auto, cpu, cuda, cuda:N (default cpu)")
+        add_expression(parser)
+        add_place(parser)
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add `--url`, `--uds` and `--device`, which `computer` reads."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--url", help="compute on this server; without it, in this process")
+    add_uds(where)
+    add_device(parser)
 
 
 def _quantize(options: argparse.Namespace) -> int:
     expression = parse(options.op)
-    message = {"x": _read(options.x)} | _tensors(options.tensor)
-    result = _computer(options)("quantize", expression, message)
+    message = {"x": read_arrays(options.x)} | read_tensors(options.tensor)
+    result = computer(options)("quantize", expression, message)
     _write(options.out, {"y": result["y"]})
     return 0
 
 
 def _grad(options: argparse.Namespace) -> int:
     expression = parse(options.op)
-    wanted = _named(options.tensor_grad, "--tensor-grad")
+    wanted = named(options.tensor_grad, "--tensor-grad")
     for name in wanted:
         if name not in expression.tensor_names:
             raise BadFile(f"--tensor-grad: '{expression}' names no tensor {name!r}")
-    message = {name: _read(getattr(options, name)) for name in fields("grad")} | _tensors(options.tensor)
-    result = _computer(options)("grad", expression, message)
+    message = {name: read_arrays(getattr(options, name)) for name in fields("grad")} | read_tensors(options.tensor)
+    result = computer(options)("grad", expression, message)
     _write(options.out, {"grad_x": result["grad_x"]})
     for name, file in wanted.items():
         _write(file, {"y": result[f"grad_{name}"]})
     return 0
 
 
-def _computer(options: argparse.Namespace) -> Compute:
+def computer(options: argparse.Namespace) -> Compute:
+    """What computes a call where the options say; `Unavailable` where this installation cannot."""
     if options.url is None and options.uds is None:
         return _local(options.device)
     from service.client import Client
@@ -122,29 +116,12 @@ def _local(device: str) -> Compute:
     return lambda kind, expression, message: engine.run(plan(kind, expression, message))
 
 
-def _read(file: str) -> Bundle:
-    try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise BadFile(f"cannot read {file}: {error.strerror}") from error
-    return npy.decode(memoryview(bytearray(data)), ("x",), _MAX_TENSORS)["x"]
-
-
-def _tensors(given: Iterable[str]) -> dict[str, Bundle]:
-    return {name: _read(file) for name, file in _named(given, "--tensor").items()}
-
-
-def _named(given: Iterable[str], option: str) -> dict[str, str]:
-    pairs = [item.partition("=") for item in given]
-    for name, _, file in pairs:
-        if not name or not file:
-            raise BadFile(f"{option} takes NAME=FILE, got {name!r}")
-    return {name: file for name, _, file in pairs}
-
-
 def _write(file: str, message: Message) -> None:
-    """Write all or nothing: a file appears under its name when it is complete."""
-    pieces = npy.encode(message)
+    write(file, npy.encode(message))
+
+
+def write(file: str, pieces: Sequence[bytes | memoryview]) -> None:
+    """Write all or nothing: a file appears under its name when it is complete. `-` is standard output."""
     if file == "-":
         sys.stdout.buffer.writelines(pieces)
         sys.stdout.buffer.flush()

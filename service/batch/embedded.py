@@ -1,0 +1,48 @@
+"""Computing in this process, with the server's own engine."""
+
+from __future__ import annotations
+
+from service.batch.errors import BadUsage, GaveUp
+from service.batch.options import Options
+from service.batch.persistence import Persistence
+from service.batch.rooms import Room
+from service.batch.survey import Survey
+from service.batch.task import Task
+from service.call import plan
+from service.device.devices import choose
+from service.device.engine import Engine
+from service.errors import DeviceFault, OutOfMemory
+from service.wire.message import Message
+
+
+class Embedded:
+    """A backend that is its own session: the engine may be used by several threads at once."""
+
+    def __init__(self, device: str) -> None:
+        try:
+            self._engine = Engine(choose(device))
+        except DeviceFault as error:
+            raise BadUsage(error.detail) from error
+        self._engine.warm_up()
+        self.name = self._engine.device.name
+
+    def session(self) -> Embedded:
+        """The backend itself."""
+        return self
+
+    def compute(self, task: Task, message: Message, room: Room) -> memoryview:
+        """Computed in place wherever that is possible."""
+        try:
+            results = self._engine.run(plan(task.kind, task.expression, message))
+        except OutOfMemory:
+            raise
+        except DeviceFault as error:
+            raise GaveUp(f"the device {self.name} failed: {error.detail}") from error
+        return results[task.result].tensors[0].data
+
+    def check(self, options: Options, files: Survey, persistence: Persistence) -> None:
+        """There is no limit but memory."""
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self._engine.close()
