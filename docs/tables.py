@@ -117,6 +117,8 @@ def main(arguments: Sequence[str] | None = None, readme: Path = README) -> int:
 def _default(field: FieldInfo) -> str:
     if field.default is None:
         return "none"
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
     if isinstance(field.default, int) and field.default >= MIB:
         return f"`{field.default}` ({field.default // MIB} MiB)"
     return f"`{field.default}`"

@@ -145,7 +145,7 @@ def _add(found: Comparison, x: Floats, y: Floats) -> None:
     error = y - x
     found.error.add(error)
     found.sum_of_errors += float(error.sum())
-    # Not `error @ error`: BLAS would start threads for it, which took 50 times as long on a busy machine.
+    # Not `error @ error`, for which BLAS starts threads: 2**26 numbers took 7 to 24 s on a busy machine, these 3 to 6 s.
     found.sum_of_squared_errors += float(np.square(error).sum())
     found.sum_of_squares += float(np.square(x).sum())
 

@@ -33,7 +33,7 @@ def add_command(commands: Commands) -> None:
         parser.set_defaults(run=lambda _: _needs_extra(missing), takes_anything=True)
         return
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f" (default {field.default})"
+        default = "" if field.default is None else f" (default {_as_given(field.default)})"
         parser.add_argument(
             *_flags(name, field.annotation),
             dest=name,
@@ -43,6 +43,10 @@ def add_command(commands: Commands) -> None:
             help=f"{field.description}{default}",
         )
     parser.set_defaults(run=_run)
+
+
+def _as_given(default: object) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _is_list(annotation: Any) -> bool:
