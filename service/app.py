@@ -13,20 +13,21 @@ from starlette.staticfiles import StaticFiles
 from service import __version__, openapi, routes
 from service.asgi import HotPaths
 from service.core import Core
-from service.device.devices import choose
+from service.device.devices import Device, choose
 from service.device.engine import Engine
 from service.metrics import Metrics
 from service.settings import Settings
 
 
-def create_app(settings: Settings | None = None, *, worker: int = 0) -> FastAPI:
+def create_app(settings: Settings | None = None, *, worker: int = 0, device: Device | None = None) -> FastAPI:
     """The service as an ASGI application, for any ASGI server.
 
     Its lifespan opens the device, warms it up, and closes it. `app.state.core` is what the parts share.
-    Raises `DeviceFault` when the device that the settings name is not there.
+    `device` is another device than the settings name. Raises `DeviceFault` when the device that the settings name is not there.
     """
     settings = settings if settings is not None else Settings()
-    core = Core(settings, Engine(choose(settings.device, worker)), Metrics())
+    device = device if device is not None else choose(settings.device, worker)
+    core = Core(settings, Engine(device, device_timeout_s=settings.device_timeout_s), Metrics())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:

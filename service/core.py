@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple, get_args
 
 from service import head as heads
 from service import wire
-from service.answer import Answer, problem
+from service.answer import CALLER_GONE, Answer, problem
 from service.budget import Budget
 from service.call import Kind, fields, plan
 from service.device.buffers import Pool
@@ -185,16 +186,46 @@ class Core:
         )
 
     async def answer(self, job: Job, body: memoryview) -> Answer:
-        """The answer to a call: small ones here, large ones on the device's thread."""
+        """The answer to a call: small ones here, large ones on the device's lanes."""
         job.is_received()
         assert job.terms is not None
         if self.is_small(job.terms, body.nbytes):
             return self.answer_at_once(job, body)
         try:
             async with asyncio.timeout(None if job.deadline == math.inf else job.left_s()):
-                return await self.engine.submit(lambda: self.answer_at_once(job, body))
+                return await self.answer_elsewhere(job, body)
         except TimeoutError:
             raise _too_late(job.terms) from None
+
+    async def answer_elsewhere(self, job: Job, body: memoryview, is_wanted: Callable[[], bool] = lambda: True) -> Answer:
+        """The answer to a call, computed on the device's lanes; a small one together with others that wait there.
+
+        Like `answer_at_once` it raises nothing, also when the device fails while the call waits. `CALLER_GONE` when it
+        is not wanted any more at the time when a lane is free.
+        """
+        terms = job.terms
+        assert terms is not None
+        try:
+            if body.nbytes > terms.instant_bytes:
+                return await self.engine.submit(lambda: self.answer_at_once(job, body) if is_wanted() else CALLER_GONE)
+            return await self._answer_together(job, terms, body)
+        except StequantError as error:
+            job.ended = time.perf_counter()
+            return problem(error)
+        except Exception:
+            log.exception("a call of %s failed", terms.expression)
+            return problem(StequantError("the call failed inside the server; its log has the details"))
+
+    async def _answer_together(self, job: Job, terms: Terms, body: memoryview) -> Answer:
+        job.began = time.perf_counter()
+        if job.began > job.deadline:
+            raise _too_late(terms)
+        message = terms.format.decode(body, fields(terms.kind), self.settings.max_tensors)
+        call = plan(terms.kind, terms.expression, message)
+        answer_format, media_type = self._offer(terms, body)
+        answer = Answer.of(200, media_type, answer_format.encode(await self.engine.compute(call)))
+        job.ended = time.perf_counter()
+        return answer
 
     def _device_has_failed(self, fault: DeviceFault) -> None:
         """Refuse what comes from now on; called on whichever thread has noticed."""

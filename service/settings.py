@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     uds: Path | None = Field(None, description="path of a Unix socket; then no TCP port is opened")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", description="auto, cpu, cuda or cuda:N")
+    device_timeout_s: float = Field(60, gt=0, description="time a call may keep a CUDA device, before it is taken to hang")
     workers: int = Field(1, ge=1, le=1024, description="processes that share the port")
     max_body_bytes: int = Field(256 * MIB, ge=1, description="largest body")
     max_json_bytes: int = Field(4 * MIB, ge=1, description="largest JSON body")

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "port": 8000,
     "uds": None,
     "device": "auto",
+    "device_timeout_s": 60,
     "workers": 1,
     "max_body_bytes": 256 * MIB,
     "max_json_bytes": 4 * MIB,
@@ -62,6 +63,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "port": ("0", 0),
     "uds": ("/run/stequant.sock", Path("/run/stequant.sock")),
     "device": ("cuda:3", "cuda:3"),
+    "device_timeout_s": ("12.5", 12.5),
     "workers": ("4", 4),
     "max_body_bytes": ("1000", 1000),
     "max_json_bytes": ("10", 10),
@@ -104,6 +106,7 @@ COUNTS = ("port", "workers", "max_tensors", "max_headers", "max_pipelined", "max
 WRONG: dict[str, list[str]] = {
     "port": ["-1", "65536", "http", "80.5", ""],
     "device": ["tpu", "cuda:", "cuda:-1", "CUDA 0", ""],
+    "device_timeout_s": ["0", "nan"],
     "workers": ["0", "-1", "two", "1.5"],
     "max_body_bytes": ["0", "-1", "1MiB", "1e6"],
     "max_json_bytes": ["0", "4m"],

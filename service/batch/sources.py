@@ -107,7 +107,7 @@ def _below(folder: Path, excluded: tuple[int, int] | None) -> Iterator[Found | U
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino
 

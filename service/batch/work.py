@@ -132,18 +132,6 @@ class Work:
         self._extents.append(extent)
         return extent
 
-    def sync(self) -> bool:
-        """Make what was stored durable; for any thread, at any time. False where it was sealed or discarded meanwhile."""
-        try:
-            descriptor = os.open(self._results, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            _make_durable(descriptor)
-        finally:
-            os.close(descriptor)
-        return True
-
     def row(self) -> Row:
         """What the journal is to know of it while it is not complete."""
         return Row(
@@ -157,9 +145,8 @@ class Work:
         )
 
     def seal(self) -> Row:
-        """All chunks are there: make the output durable, under its part's name; what the journal is to know of it."""
-        assert self._descriptor is not None
-        output = self._packed() if self._form.is_packed else self._completed(self._descriptor)
+        """All chunks are there: complete the part, which is not durable yet; what the journal is to know of it."""
+        output = self._packed() if self._form.is_packed else self._joined()
         extents = sorted(self._extents)
         source = self.item.source._replace(crc=self._x.sum(_read_of_x(self._runs, extents)).crc)
         grad = self.item.grad
@@ -170,21 +157,14 @@ class Work:
         self.close()
         return self.row()._replace(state="sealed", source=source, grad=grad, output=output, part=self._part.name)
 
-    def _completed(self, descriptor: int) -> Sum:
-        _make_durable(descriptor)
+    def _joined(self) -> Sum:
         headers = [(literal.start, checksum(literal.data)) for literal in self._target.literals]
         return joined(one for _, one in sorted(headers + [(extent.y_start, extent.y) for extent in self._extents]))
 
     def _packed(self) -> Sum:
         self._form.pack(self._x.source, self._results, self._target, self._part)
-        output = sum_of(self._part)
-        descriptor = os.open(self._part, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _make_durable(descriptor)
-        finally:
-            os.close(descriptor)
         self._results.unlink()
-        return output
+        return sum_of(self._part)
 
     def discard(self) -> None:
         """Remove what was computed."""
@@ -211,16 +191,6 @@ def _write(descriptor: int, data: memoryview, start: int) -> None:
     written = 0
     while written < len(data):
         written += os.pwrite(descriptor, data[written:], start + written)
-
-
-def _make_durable(descriptor: int) -> None:
-    """Wait until the bytes of a file are on the disk, and let go of the memory in which the system keeps its pages.
-
-    A container's limit counts that memory too, and fresh memory for every page may cost more than the rest of writing
-    it (1 GiB in writes of 16 MiB, in a virtual machine: 4.4 s, and 1.0 s with pages let go of every 64 MiB).
-    """
-    os.fdatasync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _read_of_x(runs: Iterable[Run], extents: list[Extent]) -> list[tuple[int, Sum]]:

@@ -23,6 +23,8 @@ FORMATS: dict[str, dict[str, str | None]] = {
 # The width of a column of text in a paper.
 WIDTH_INCHES, HEIGHT_INCHES = 3.4, 3.2
 PNG_DOTS_PER_INCH = 300
+# Beyond this, what matplotlib multiplies with it is infinite.
+MAX_DRAWN = 1e300
 # So many fit over it, in points of this size.
 TITLE_CHARACTERS, TITLE_POINTS = 56, 7
 # Share of the height of what is shown that is left free above it and below it.
@@ -60,11 +62,12 @@ def draw(curve: Curve, suffix: str) -> bytes:
     The identity is dashed in the panel of `y`: where quantizing is rounding, the curve follows it.
     """
     try:
-        import matplotlib
+        from matplotlib import style
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise Unavailable(f"drawing needs {error.name}, which is not installed: pip install 'stequant[plot]'") from None
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]  # any name of a setting is typed as one of 300
+    # Not in the reader's own style: the same curve is the same file everywhere.
+    with style.context(["default", _STYLE]):
         figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(5, 2))
         figure.suptitle(title(curve.expression), fontsize=TITLE_POINTS)
@@ -97,8 +100,7 @@ def title(expression: Expression) -> str:
 def _panel(axes: Any, x: Values, values: Values, label: str, *shown: float) -> None:
     """One curve; the values of `shown` are within the panel whatever the curve is."""
     axes.plot(x, values, color="black", zorder=2)
-    seen = [*values[np.isfinite(values)], *shown]
-    low, high = min(seen, default=0.0), max(seen, default=0.0)
+    low, high = min([values.min(), *shown]), max([values.max(), *shown])
     margin = MARGIN * (high - low) or 0.5
     axes.set_ylim(low - margin, high + margin)
     axes.set_ylabel(label)

@@ -10,7 +10,7 @@ import numpy as np
 
 from service.cli.files import Compute, add_place, computer, write
 from service.cli.operators import Commands
-from service.cli.picture import FORMATS, Curve, Values, draw
+from service.cli.picture import FORMATS, MAX_DRAWN, Curve, Values, draw
 from service.cli.serving import BadUsage
 from service.dtypes import DTYPES
 from service.errors import NotAllowed
@@ -72,10 +72,8 @@ def _check_drawable(expression: Expression) -> None:
 
 
 def _checked_range(low: float, high: float) -> tuple[float, float]:
-    if not (low < high and math.isfinite(high - low)):
-        raise BadUsage(
-            f"--range is {low} {high}; allowed: two finite numbers with a finite distance, the first less than the second"
-        )
+    if not -MAX_DRAWN <= low < high <= MAX_DRAWN:
+        raise BadUsage(f"--range is {low} {high}; allowed: two numbers of at most {MAX_DRAWN:g}, the first less than the second")
     return low, high
 
 
@@ -96,7 +94,11 @@ def compute_curve(expression: Expression, low: float, high: float, compute: Comp
     x = low + (np.arange(POINTS, dtype=np.float64) + 0.5) * ((high - low) / POINTS)
     y = compute("quantize", expression, _message(x=x))["y"]
     slope = compute("grad", expression, _message(x=x, grad_output=np.ones(POINTS)))["grad_x"]
-    return Curve(expression, low, high, x, _values(y), _values(slope))
+    curve = Curve(expression, low, high, x, _values(y), _values(slope))
+    largest = max(float(np.abs(values).max()) for values in (curve.x, curve.y, curve.slope))
+    if not largest <= MAX_DRAWN:
+        raise NotAllowed(f"the curve of '{expression}' reaches {largest:g}; what can be drawn is at most {MAX_DRAWN:g}")
+    return curve
 
 
 def _message(**arrays: Values) -> Message:

@@ -90,12 +90,14 @@ def _run(options: argparse.Namespace) -> int:
         return _needs_extra(error.name)
     if (missing := missing_module()) is not None:
         return _needs_extra(missing)
-    from service.processes.errors import CannotServe
+    from service.processes.errors import DEVICE_FAILED, CannotServe, DeviceHasFailed
 
     try:
         run(settings)
     except CannotServe as error:
         raise Unavailable(str(error)) from error
+    except DeviceHasFailed:
+        return DEVICE_FAILED
     return 0
 
 

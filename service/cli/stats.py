@@ -80,7 +80,7 @@ def _figures(found: Comparison) -> list[tuple[str, str]]:
         ("largest error", _number(found.max_abs_error)),
         ("mean error", _number(found.mean_error)),
         ("MSE", _number(found.mean_squared_error)),
-        ("SNR", "infinite" if found.snr_db == math.inf else _number(found.snr_db) + (" dB" if math.isfinite(found.snr_db) else "")),
+        ("SNR", "none" if math.isnan(found.snr_db) else f"{found.snr_db:.6g} dB"),
     ]
 
 
@@ -88,12 +88,8 @@ def _odd(found: Comparison) -> str:
     left_out = found.elements - found.compared
     if not left_out:
         return "0"
-    sides = ", ".join(f"{name} {side.nan} NaN and {side.infinite} infinite" for name, side in _sides(found).items())
-    return f"{left_out} (of {sides})"
-
-
-def _sides(found: Comparison) -> dict[str, Side]:
-    return {"IN": found.input, "OUT": found.output}
+    sides = {"IN": found.input, "OUT": found.output}
+    return f"{left_out} ({'; '.join(f'{name}: {side.nan} NaN, {side.infinite} infinite' for name, side in sides.items())})"
 
 
 def _extent(side: Side) -> str:

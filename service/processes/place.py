@@ -21,7 +21,7 @@ _AT_ONCE_S = 2.0
 
 
 class Place:
-    """Keeps one worker serving. `hire` starts a process; `look` is called often, with the time."""
+    """Keeps one worker serving. `hire` starts a process, or raises `OSError`; `look` is called often, with the time."""
 
     def __init__(self, index: int, hire: Callable[[int], Process], limits: Limits) -> None:
         self.serving: Member | None = None
@@ -50,7 +50,16 @@ class Place:
             self._has_served |= self.serving.ready_since is not None
             self._watch(self.serving, now)
         elif now >= self._start_at:
-            self.serving = Member(self._hire(self._index), now)
+            self.serving = self._start(now)
+            if self.serving is None:
+                self._fill(now, self._next_pause_s)
+
+    def _start(self, now: float) -> Member | None:
+        try:
+            return Member(self._hire(self._index), now)
+        except OSError as error:  # too many processes or files, or no memory
+            log.error("worker %d cannot be started: %s", self._index, error)
+            return None
 
     def _has_left(self, member: Member, now: float) -> bool:
         if member.has_ended:
@@ -94,9 +103,10 @@ class Place:
         """Whether who serves here was started by then."""
         return self.serving is not None and self.serving.started <= moment
 
-    def begin_succession(self, now: float) -> None:
-        """Start a successor; who serves goes on until it is ready."""
-        self.successor = Member(self._hire(self._index), now)
+    def begin_succession(self, now: float) -> bool:
+        """Start a successor; who serves goes on until it is ready. False when it cannot be started."""
+        self.successor = self._start(now)
+        return self.successor is not None
 
     def go_on_with_succession(self, now: float) -> bool:
         """Let the successor take over as soon as it is ready; false when it failed, and the old worker stays."""
@@ -146,4 +156,6 @@ class Place:
 
 def _named(exit_status: int | None) -> str:
     """An exit status as a person knows it."""
-    return f"status {exit_status}" if exit_status is None or exit_status >= 0 else signal.Signals(-exit_status).name
+    if exit_status is None or exit_status >= 0:
+        return f"status {exit_status}"
+    return f"signal {-exit_status} ({signal.strsignal(-exit_status)})"

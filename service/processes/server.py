@@ -16,9 +16,10 @@ import uvicorn
 from service import __version__
 from service.app import create_app
 from service.core import Core
+from service.device.devices import Device
 from service.errors import DeviceFault
 from service.logs import configure, log
-from service.processes.errors import CannotServe
+from service.processes.errors import CannotServe, DeviceHasFailed
 from service.processes.heartbeat import Heart
 from service.processes.signals import RETIRE, Hangups
 from service.processes.sockets import BACKLOG, address_of
@@ -36,17 +37,25 @@ _LAST_HANDSHAKES_S = 1.0
 _TLS_GOODBYE_S = 2.0
 
 
-def serve(settings: Settings, sock: socket.socket, *, worker: int | None = None, heart: Heart | None = None) -> None:
+def serve(
+    settings: Settings,
+    sock: socket.socket,
+    *,
+    worker: int | None = None,
+    heart: Heart | None = None,
+    device: Device | None = None,
+) -> None:
     """Serve on a listening socket until told to stop; returns when everything in flight was answered.
 
     `worker` is the number of this process where several share the socket, and `heart` then beats for the supervisor.
-    Raises `CannotServe` when the settings cannot be met.
+    `device` is another one than the settings name. Raises `CannotServe` when the settings cannot be met, and
+    `DeviceHasFailed` at the end when that was why it has stopped.
     """
     configure(settings.log_level, settings.log_format)
     hangups = Hangups()
     context = make_context(settings)
     try:
-        app = create_app(settings, worker=worker or 0)
+        app = create_app(settings, worker=worker or 0, device=device)
     except (DeviceFault, OSError, ValueError) as error:
         raise CannotServe(str(error)) from error
     core: Core = app.state.core
@@ -65,6 +74,8 @@ def serve(settings: Settings, sock: socket.socket, *, worker: int | None = None,
         timeout_graceful_shutdown=settings.grace_s,  # type: ignore[arg-type]  # asyncio takes a float
     )
     _Server(config, core, context, hangups, heart).run(sockets=[sock])
+    if (fault := core.engine.fault) is not None:
+        raise DeviceHasFailed(fault.detail)
     log.info("stopped")
 
 
@@ -168,6 +179,10 @@ class _Server(uvicorn.Server):
             self._heart.beat()
         if self._hangups.take():
             self._hang_up()
+        if self._core.engine.fault is not None and not self._core.draining:
+            # Everything that was in flight has been answered 503; another process may do better.
+            self._core.draining = True
+            self._stop_at = time.monotonic() + self._core.settings.drain_delay_s
         if time.monotonic() >= self._stop_at:
             self.should_exit = True
         # With several workers another one may be asked for the metrics of all.

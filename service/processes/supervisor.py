@@ -76,16 +76,17 @@ class Supervisor:
 
     def _roll(self, asked_at: float, now: float) -> None:
         """Replace the workers that are older than the wish for it: one at a time, so that all others serve meanwhile."""
-        if not all(place.go_on_with_succession(now) for place in self._places):
-            log.error("the workers are not replaced; those that serve go on")
-            self._reload_asked_at = None
-        elif not any(place.successor for place in self._places):
+        went_well = all(place.go_on_with_succession(now) for place in self._places)
+        if went_well and not any(place.successor for place in self._places):
             outdated = next((place for place in self._places if place.is_from_before(asked_at)), None)
-            if outdated is not None:
-                outdated.begin_succession(now)
-            else:
+            if outdated is None:
                 log.info("all workers were replaced")
                 self._reload_asked_at = None
+            else:
+                went_well = outdated.begin_succession(now)
+        if not went_well:
+            log.error("the workers are not replaced; those that serve go on")
+            self._reload_asked_at = None
 
     def reload(self, now: float) -> None:
         """Let the workers read keys and certificate again at once; then replace them."""

@@ -12,7 +12,7 @@ import sys
 from multiprocessing.connection import Connection
 
 from service.logs import log
-from service.processes.errors import CannotServe
+from service.processes.errors import DEVICE_FAILED, CannotServe, DeviceHasFailed
 from service.processes.heartbeat import Heart, Listener
 from service.processes.shared_metrics import forget_process
 from service.processes.signals import hangups_wait
@@ -25,15 +25,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Worker:
-    """A process that serves on the common socket; made means started."""
+    """A process that serves on the common socket. It is started at once; `OSError` where that is not possible."""
 
     def __init__(self, settings: Settings, sock: socket.socket, index: int) -> None:
         context = multiprocessing.get_context("spawn")
         heard, beaten = context.Pipe(duplex=False)
         self._process = context.Process(target=main, args=(settings, sock, index, beaten, os.getpid()))
-        with hangups_wait(), beaten:
-            self._process.start()
         self._listener = Listener(heard)
+        try:
+            with hangups_wait(), beaten:
+                self._process.start()
+        except OSError:
+            self._listener.close()
+            raise
         assert self._process.pid is not None
         self.pid: int = self._process.pid
 
@@ -70,6 +74,8 @@ def main(settings: Settings, sock: socket.socket, index: int, beaten: Connection
     except CannotServe as error:
         log.error("%s", error)
         raise SystemExit(CANNOT_SERVE) from None
+    except DeviceHasFailed:
+        raise SystemExit(DEVICE_FAILED) from None
 
 
 def _end_with(supervisor_pid: int) -> None:

@@ -551,11 +551,11 @@ class _Http(HttpToolsProtocol):
     async def _work_elsewhere(self, cycle: DirectCycle) -> None:
         job, body = cycle.job, cycle.body
         assert body is not None
-        answer = await self.core.engine.submit(lambda: None if cycle.disconnected else self.core.answer_at_once(job, body))
+        answer = await self.core.answer_elsewhere(job, body, lambda: not cycle.disconnected)
         if cycle.is_done:
             # Answered with 504 meanwhile; only now is its memory free.
             self.core.budget.release(cycle.late_bytes)
-        elif answer is None or cycle.disconnected:
+        elif cycle.disconnected:
             self._finish(cycle, CALLER_GONE)
         else:
             self._respond(cycle, answer)

@@ -172,6 +172,7 @@ def test_a_job_killed_fifty_times_gives_the_tree_of_one_left_alone(tmp_path: Pat
     assert digest(dest) == digest(tmp_path / "undisturbed")
     check_tree(source, dest, without=spoilt)
     assert set(last.bad) == set(undisturbed.bad) == {str(path) for path in spoilt}
+    assert set(calls) == set(range(FILES)) - {paths.index(path) for path in spoilt}, "every chunk tells its file"
     for first, done in done_at:
         again = done & set(calls[first:])
         assert not again, f"chunks of finished files were sent again: {sorted(again)}"

@@ -47,7 +47,8 @@ def test_serve_has_a_flag_for_every_setting_with_its_default(capsys: pytest.Capt
         assert field.description is not None
         assert " ".join(field.description.split()) in text
         if field.default is not None:
-            assert f"(default {field.default})" in text
+            default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+            assert f"(default {default})" in text
 
 
 @pytest.mark.parametrize("command", ["quantize", "grad"])

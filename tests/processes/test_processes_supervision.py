@@ -46,7 +46,11 @@ class World:
         self.hired: list[Fake] = []
         pids = itertools.count(100)
 
+        self.nobody_can_be_hired = False
+
         def hire(_index: int) -> Fake:
+            if self.nobody_can_be_hired:
+                raise OSError("no more processes")
             self.hired.append(Fake(next(pids)))
             return self.hired[-1]
 
@@ -140,6 +144,21 @@ def test_a_service_that_has_once_served_goes_on_trying(status: int) -> None:
     world.hired[0].exit_status = status
     world.look()
     assert not world.supervisor.cannot_serve
+
+
+def test_where_no_process_can_be_made_the_others_go_on_and_it_is_tried_again() -> None:
+    world = World(places=2)
+    world.make_ready()
+    world.nobody_can_be_hired = True
+    world.ask_to_reload()
+    world.pass_time(60)
+    assert [fake.signals for fake in world.hired] == [[signal.SIGHUP]] * 2
+    world.hired[0].exit_status = -9
+    world.pass_time(60)
+    world.nobody_can_be_hired = False
+    world.pass_time(LONGEST_PAUSE_S)
+    assert len(world.hired) == 3
+    assert world.hired[1].signals == [signal.SIGHUP]
 
 
 # Workers that do not do what they should -------------------------------------------------------------------
