@@ -4,7 +4,7 @@
 #   make test-container      the images, by a container engine that is there
 #   make bench               measure                 make clean       remove .venv
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-container lint format bench bench-ops bench-gpu bench-peers tables build clean
+.PHONY: help serve test test-slow soak test-container lint format bench bench-ops bench-gpu bench-peers tables build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,7 +37,10 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not slow and not container'
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m 'slow and not container'
+	$(BIN)/python -m pytest -m 'slow and not soak and not container'
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak
 
 # BUILD_FLAGS, in the environment, are more flags for `docker build`.
 test-container: $(VENV)/.dev

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from service.batch.backends import Backend, Session
 from service.batch.chunks import Chunk
@@ -36,32 +37,43 @@ class Crew:
         self._tally = tally
         self._feed = Feed(ground.files.items(*TO_OPEN), stop, options.chunk_bytes)
         self._recorder = Recorder(ground.dest, ground.journal, tally.settle, self._fail)
+        self._threads: list[threading.Thread] = []
         self._failing = threading.Lock()
         self.failure: BaseException | None = None
 
     def start(self, backend: Backend) -> list[threading.Thread]:
         """Set the threads to work."""
-        threads = [
-            threading.Thread(target=self._run, args=(backend.session(),), name=f"batch-{number}", daemon=True)
-            for number in range(self._options.concurrency)
-        ]
-        for thread in threads:
-            thread.start()
-        return threads
+        return [self.thread(f"batch-{number}", lambda: self._work(backend)) for number in range(self._options.concurrency)]
+
+    def thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        """A thread that does something for the job; what goes wrong there ends the job."""
+
+        def run() -> None:
+            try:
+                work()
+            except Stopped:
+                pass
+            except BaseException as error:
+                self._fail(error)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
 
     def refuse(self, item: Item, reason: str) -> None:
         """A file is bad."""
-        self._recorder.settled(
-            Row(item.output, "bad", self._task.text, item.source, item.grad, reason=reason),
-        )
+        self._recorder.settled(Row(item.output, "bad", self._task.text, item.source, item.grad, reason=reason))
 
     def close(self) -> None:
-        """Record what was done; threads that still work are not waited for."""
+        """Record what was done; threads that still work are not waited for, and keep what they work on."""
         self._recorder.close()
-        for work in self._feed.open_files():
-            work.close()
+        if not any(thread.is_alive() for thread in self._threads):
+            for work in self._feed.open_files():
+                work.close()
 
-    def _run(self, session: Session) -> None:
+    def _work(self, backend: Backend) -> None:
+        session = backend.session()
         rooms = Rooms()
         try:
             while (task := self._feed.take()) is not None:
@@ -69,10 +81,6 @@ class Crew:
                     self._open(task)
                 else:
                     self._compute(*task, session, rooms)
-        except Stopped:
-            pass
-        except BaseException as error:
-            self._fail(error)
         finally:
             session.close()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from service.batch.errors import BadUsage, GaveUp
 from service.batch.options import Options
 from service.batch.persistence import Persistence
@@ -23,8 +26,9 @@ class Embedded:
             self._engine = Engine(choose(device))
         except DeviceFault as error:
             raise BadUsage(error.detail) from error
-        self._engine.warm_up()
         self.name = self._engine.device.name
+        with self._faults():
+            self._engine.warm_up()
 
     def session(self) -> Embedded:
         """The backend itself."""
@@ -32,13 +36,19 @@ class Embedded:
 
     def compute(self, task: Task, message: Message, room: Room) -> memoryview:
         """Computed in place wherever that is possible."""
-        try:
+        with self._faults():
             results = self._engine.run(plan(task.kind, task.expression, message))
+        return results[task.result].tensors[0].data
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """A device that has failed does not come back in this process; one without room may have some later."""
+        try:
+            yield
         except OutOfMemory:
             raise
         except DeviceFault as error:
             raise GaveUp(f"the device {self.name} failed: {error.detail}") from error
-        return results[task.result].tensors[0].data
 
     def check(self, options: Options, files: Survey, persistence: Persistence) -> None:
         """There is no limit but memory."""

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from service.batch.errors import BadInput, BadUsage
 from service.batch.inspection import inspect_item
 from service.batch.options import Options
-from service.batch.survey import TO_OPEN, Survey
+from service.batch.survey import Standing, Survey
 
 # Reasons to stop that are listed one by one; of more, the number is said.
 _SHOWN = 5
+# Of a file that is to be looked at again it is not known whether anything has to be computed.
+_TO_COMPUTE: tuple[Standing, ...] = ("todo", "changed", "continue")
 
 
 class BodyLimit:
@@ -39,12 +41,12 @@ def check_sizes(options: Options, files: Survey, takes: Callable[[int], bool]) -
     limit = BodyLimit(takes)
     operands = 1 if options.task.kind == "quantize" else 2
     if options.task.is_cuttable:
-        largest = max((item.source.nbytes for item in files.items(*TO_OPEN)), default=0)
+        largest = max((item.source.nbytes for item in files.items(*_TO_COMPUTE)), default=0)
         if not limit.allows(operands * min(largest, options.chunk_bytes)):
             raise BadUsage(f"a chunk of {options.chunk_bytes} bytes is more than the server takes; choose a smaller --chunk-bytes")
         return
     refused = []
-    for item in files.items(*TO_OPEN):
+    for item in files.items(*_TO_COMPUTE):
         try:
             largest = max((run.nbytes for run in inspect_item(options.task, item).runs), default=0)
         except BadInput:

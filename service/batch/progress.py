@@ -12,7 +12,8 @@ from service.batch.report import Tally
 
 BAR_EVERY_S = 0.2
 LINE_EVERY_S = 5.0
-_BAR_WIDTH = 24
+_BAR_COLUMNS = 26
+_LEAST_COLUMNS = 5
 
 
 class Progress:
@@ -42,8 +43,9 @@ class Progress:
         if (trouble := self._trouble()) is not None:
             text += f"; waiting: {trouble}"
         if self._is_bar:
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write(f"\r\x1b[K{f'{bar(self._tally)} {text}'[:width]}")
+            columns = shutil.get_terminal_size().columns - 1
+            drawn = bar(self._tally, min(_BAR_COLUMNS, columns - len(text) - 1))
+            self._stream.write(f"\r\x1b[K{drawn} {text}"[: columns + len("\r\x1b[K")])
         else:
             self._stream.write(f"stequant: {text}\n")
         self._stream.flush()
@@ -55,23 +57,23 @@ class Progress:
             self._stream.flush()
 
 
-def bar(tally: Tally) -> str:
-    """The part that is done, drawn."""
-    filled = int(_BAR_WIDTH * _fraction(tally))
-    return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]"
+def bar(tally: Tally, columns: int) -> str:
+    """The part that is done, drawn in so many columns; in none, where they are too few to see anything."""
+    inside = columns - len("[]")
+    if inside < _LEAST_COLUMNS:
+        return ""
+    share = min(1.0, tally.bytes_passed / tally.bytes_todo) if tally.bytes_todo else 1.0
+    filled = int(inside * share)
+    return f"[{'#' * filled}{'.' * (inside - filled)}]"
 
 
 def state(tally: Tally, seconds: float) -> str:
-    """Bytes, files, rate and remaining time."""
+    """Bytes, files, the rate of this run, and the remaining time at that rate."""
     passed = tally.bytes_passed
     files = tally.files_done + tally.files_skipped + len(tally.bad)
     text = f"{size(passed)} of {size(tally.bytes_todo)}, {files} of {tally.files_total} files"
-    rate = passed / seconds if seconds > 0 else 0.0
+    rate = tally.bytes_in / seconds if seconds > 0 else 0.0
     if not rate:
         return text
     remaining = max(0.0, tally.bytes_todo - passed) / rate
     return f"{text}, {size(rate)}/s, {duration(remaining)} left"
-
-
-def _fraction(tally: Tally) -> float:
-    return min(1.0, tally.bytes_passed / tally.bytes_todo) if tally.bytes_todo else 1.0

@@ -55,6 +55,8 @@ def _lines(file: str, standard_input: TextIO) -> Iterator[str]:
 
 def _named(argument: str, excluded: tuple[int, int] | None) -> Iterator[Found | Unreadable]:
     path = Path(argument)
+    if path.exists() and _lies_in(path, excluded):
+        raise BadUsage(f"{argument!r} lies in DEST, which is never read")
     if path.is_dir():
         yield from _below(path, excluded)
     elif path.exists():
@@ -78,7 +80,7 @@ def _matches(pattern: str, excluded: tuple[int, int] | None) -> Iterator[Found]:
     base = Path(*parts[:fixed])
     for match in glob.iglob(pattern, recursive=True):
         path = Path(match)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not _lies_in(path.parent, excluded):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not _lies_in(path, excluded):
             yield Found(match, path.relative_to(base).as_posix())
 
 
@@ -112,6 +114,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _lies_in(folder: Path, excluded: tuple[int, int] | None) -> bool:
-    resolved = folder.resolve()
+def _lies_in(path: Path, excluded: tuple[int, int] | None) -> bool:
+    resolved = path.parent.resolve() / path.name
     return excluded is not None and any(_identity(one) == excluded for one in (resolved, *resolved.parents))

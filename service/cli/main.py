@@ -27,6 +27,8 @@ examples:
   stequant quantize x.npy y.npy --op 'clamp(min_value=0, max_value=1) | k_bit_quantize(k=4)'
   stequant grad x.npy grad_output.npy grad_x.npy --op 'clamp(min_value=0, max_value=1)'
   stequant batch in out --op 'clamp(min_value=0, max_value=1) | k_bit_quantize(k=4)'
+  stequant plot 'clamp(min_value=0, max_value=1) | k_bit_quantize(k=4)' -o staircase.svg
+  stequant stats x.npy y.npy
   cat x.npy | stequant quantize - - --op 'round' --url http://127.0.0.1:8000 > y.npy
 
 """

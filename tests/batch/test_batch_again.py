@@ -254,6 +254,19 @@ def test_a_sealed_file_gets_its_name_without_being_computed_again(tmp_path: Path
     assert rows(out)["b/b.npy"]["state"] == "done"
 
 
+def test_a_name_that_cannot_be_given_stops_the_job_and_costs_no_work_once_it_can(
+    tmp_path: Path, source: Path, batch: Batch
+) -> None:
+    (tmp_path / "out/a.npy").mkdir(parents=True)
+    ended = batch.json(source, tmp_path / "out")
+    assert (ended.code, ended.sent) == (GAVE_UP, 2)
+    assert "directory" in ended.err
+    (tmp_path / "out/a.npy").rmdir()
+    again = batch.json(source, tmp_path / "out")
+    assert (again.code, again.sent) == (DONE, 0)
+    assert outputs(tmp_path / "out") == right(source, tmp_path)
+
+
 def test_parts_that_no_journal_knows_are_removed(tmp_path: Path, source: Path, batch: Batch) -> None:
     assert batch(source, tmp_path / "out").code == DONE
     write(tmp_path / "out/.stequant/parts", {"left.part": b"x", "left.x": b"x"})

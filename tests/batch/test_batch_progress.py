@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from test_batch_fleet import Clock
 
 from service.batch.checksums import Sum
@@ -47,20 +48,22 @@ def test_a_log_has_a_line_every_five_seconds() -> None:
         progress.tick()
     progress.clear()
     assert log.getvalue().splitlines() == [
-        "stequant: 8.00 MiB of 16.0 MiB, 2 of 4 files, 1.60 MiB/s, 0:05 left",
-        "stequant: 8.00 MiB of 16.0 MiB, 2 of 4 files, 819 KiB/s, 0:10 left",
+        "stequant: 8.00 MiB of 16.0 MiB, 2 of 4 files, 1.20 MiB/s, 0:07 left",
+        "stequant: 8.00 MiB of 16.0 MiB, 2 of 4 files, 614 KiB/s, 0:13 left",
     ]
 
 
-def test_a_terminal_has_a_bar_that_goes_away() -> None:
+def test_a_terminal_has_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     clock, terminal = Clock(), Terminal()
     progress = Progress(halfway(), terminal, lambda: None, clock)
     for clock.now in (1.0, 1.1, 2.0):
         progress.tick()
     progress.clear()
     first, second, last = terminal.getvalue().split("\r\x1b[K")[1:]
-    assert first.startswith("[############............] 8.00 MiB of 16.0 MiB")
-    assert "4.00 MiB/s" in second
+    assert first == "[#########..........] 8.00 MiB of 16.0 MiB, 2 of 4 files, 6.00 MiB/s, 0:01 left"
+    assert len(first) == 79
+    assert "3.00 MiB/s" in second
     assert last == ""
     assert "\n" not in terminal.getvalue()
 
@@ -78,4 +81,9 @@ def test_bad_files_and_files_that_need_nothing_count_as_passed() -> None:
     tally.settle(Row("b.npy", "bad", "round()", Origin("in/b.npy", 8 * MIB, 0), reason="broken"))
     tally.skip_file(Item("c.npy", "recheck", Origin("in/c.npy", 4 * MIB, 0)))
     assert tally.bytes_passed == tally.bytes_todo
-    assert bar(tally) == f"[{'#' * 24}]"
+    assert bar(tally, 26) == f"[{'#' * 24}]"
+
+
+def test_a_bar_is_as_wide_as_there_is_room() -> None:
+    assert bar(halfway(), 12) == "[#####.....]"
+    assert bar(halfway(), 6) == bar(halfway(), -3) == ""

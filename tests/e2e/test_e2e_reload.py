@@ -19,6 +19,9 @@ from steady_load import steady_load
 from test_e2e_workers import replaced
 from worker_processes import is_alive, said, several_workers, workers_of
 
+# Every one starts processes that import torch, several times.
+pytestmark = pytest.mark.slow
+
 SMALL, ROUNDED = npy(torch.tensor([0.6, -0.4])), npy(torch.tensor([1.0, -0.0]))
 
 
@@ -136,7 +139,7 @@ def test_all_workers_are_replaced_and_no_call_is_lost() -> None:
             assert wire.ask(get("/readyz")).status == 200
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_no_call_is_lost_in_ten_rolling_restarts() -> None:
     with several_workers() as server:
         calls = replace_under_load(server, 10)

@@ -19,6 +19,9 @@ from worker_processes import Starts, is_alive, said, several_workers, workers_of
 from service.client import Client
 from service.errors import StequantError
 
+# Every one starts processes that import torch, several times.
+pytestmark = pytest.mark.slow
+
 SMALL, ROUNDED = npy(torch.tensor([0.6, -0.4])), npy(torch.tensor([1.0, -0.0]))
 
 
@@ -46,7 +49,7 @@ def test_no_call_is_lost_when_a_service_under_load_is_told_to_stop(workers: int)
     assert stop_under_load(workers) >= 8 * 20
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_call_is_lost_in_twenty_stops(workers: int) -> None:
     calls = sum(stop_under_load(workers) for _ in range(20))
@@ -190,7 +193,7 @@ def test_a_killed_worker_costs_a_client_that_tries_again_nothing() -> None:
     assert kill_under_load(1) >= 400
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_twenty_killed_workers_cost_a_client_that_tries_again_nothing() -> None:
     # In four services, because the pauses before a new worker get longer and longer.
     calls = sum(kill_under_load(5) for _ in range(4))
