@@ -33,8 +33,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 serve: $(VENV)/.server
 	@exec $(BIN)/stequant serve $(if $(PORT),--port $(PORT))
 
+# Two at a time, a file each: most tests wait for a process that they have started.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m 'not slow and not container'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not container'
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow and not soak and not container'

@@ -40,13 +40,17 @@ class Budget:
         assert self.in_flight_bytes >= 0
 
     def look(self) -> None:
-        """Measure how fast bytes are released; called several times a second."""
+        """Measure how fast bytes are released while there is no room to waste; called several times a second.
+
+        What a server with little to do releases says how much it is asked, not how much it can do.
+        """
         now = self._clock()
         elapsed_s = now - self._looked_at
         if elapsed_s <= 0:
             return
-        kept = 0.5 ** (elapsed_s / _MEMORY_S)
-        self._bytes_per_s = kept * self._bytes_per_s + (1 - kept) * self._released_bytes / elapsed_s
+        if self.in_flight_bytes + self._released_bytes > self.limit_bytes / 2:
+            kept = 0.5 ** (elapsed_s / _MEMORY_S)
+            self._bytes_per_s = kept * self._bytes_per_s + (1 - kept) * self._released_bytes / elapsed_s
         self._released_bytes = 0
         self._looked_at = now
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from service.batch.checksums import Sum, checksum, joined, sum_of
+from service.batch.checksums import Sum, checksum, filled, joined, sum_of
 from service.batch.errors import BadInput
 from service.batch.formats import Format, Input
 from service.batch.journal import Origin
@@ -35,8 +35,8 @@ class Operand:
     def read(self, start: int, nbytes: int, itemsize: int, room: Room, *, swapped: bool) -> tuple[memoryview, Sum]:
         """Elements from byte `start` on, little-endian, in `room`; and the sum of what was read."""
         elements = room.elements(nbytes)
-        (self._unpacked or self.source).read_into(start, elements)
-        found = checksum(elements)
+        source = self._unpacked or self.source
+        found = filled(elements, lambda offset, piece: source.read_into(start + offset, piece))
         if swapped:
             np.frombuffer(elements, f"u{itemsize}").byteswap(inplace=True)
         return elements, found

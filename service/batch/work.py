@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from service.batch.checksums import Sum, checksum, joined, sum_of
+from service.batch.checksums import Sum, checksum, drained, joined, sum_of
 from service.batch.chunks import Chunk, Extent, Run, missing
 from service.batch.dest import Dest
 from service.batch.errors import BadInput
@@ -126,9 +126,10 @@ class Work:
 
     def store(self, chunk: Chunk, y: memoryview, loaded: Loaded) -> Extent:
         """Write the results of a chunk to their place."""
-        assert self._descriptor is not None
-        extent = Extent(chunk.y_start, checksum(y), loaded.x, loaded.grad)
-        _write(self._descriptor, y, chunk.y_start)
+        descriptor = self._descriptor
+        assert descriptor is not None
+        y_sum = drained(y, lambda offset, piece: _write(descriptor, piece, chunk.y_start + offset))
+        extent = Extent(chunk.y_start, y_sum, loaded.x, loaded.grad)
         self._extents.append(extent)
         return extent
 

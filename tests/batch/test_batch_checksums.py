@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batch.checksums import Sum, checksum, joined, sum_of
+from service.batch.checksums import Sum, checksum, drained, filled, joined, sum_of
 
 
 @given(st.lists(st.binary(max_size=300)))
@@ -34,3 +34,18 @@ def test_the_sum_of_a_file_is_that_of_its_bytes(tmp_path: Path, nbytes: int) -> 
     file = tmp_path / "file"
     file.write_bytes(data)
     assert sum_of(file) == Sum(zlib.crc32(data), nbytes)
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 2**18 - 1, 2**18, 2**18 + 1, 3 * 2**18 + 7])
+def test_what_is_moved_piece_by_piece_arrives_whole_and_has_the_sum_of_the_whole(nbytes: int) -> None:
+    data = bytes(range(251)) * (nbytes // 251) + bytes(nbytes % 251)
+    room, copy = memoryview(bytearray(nbytes)), bytearray(nbytes)
+
+    def fill(offset: int, piece: memoryview) -> None:
+        piece[:] = data[offset : offset + len(piece)]
+
+    def drain(offset: int, piece: memoryview) -> None:
+        copy[offset : offset + len(piece)] = piece
+
+    assert filled(room, fill) == drained(room, drain) == Sum(zlib.crc32(data), nbytes)
+    assert room == copy == data

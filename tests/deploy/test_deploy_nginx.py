@@ -218,7 +218,8 @@ def test_too_much_in_flight_is_the_callers_to_wait_for(pair: tuple[Proxy, list[S
             wire.send(post(body)[:-1])
             eventually(lambda server=server: server.metric("stequant_in_flight_bytes") > 0, "the call is in flight")
         answer = proxy.ask(post(body))
-        assert (answer.status, answer.code, answer.headers["retry-after"]) == (429, "overloaded", "1")
+        assert (answer.status, answer.code) == (429, "overloaded")
+        assert 1 <= int(answer.headers["retry-after"]) <= 30
         (refused,) = proxy.calls(at_least=1, status=429)
         assert len(refused.replicas) == 1
 
