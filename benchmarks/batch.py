@@ -1,7 +1,8 @@
-"""A job over HTTP beside the generator that sends the same bytes from memory: what files, sums and the journal cost.
+"""A job over HTTP beside clients that send the same bytes from memory: what files, sums and the journal cost.
 
-Both send the chunks of the same files to the same server, four at a time. The job reads them from disk and
-writes the results durably; the client does neither, and its requests were made beforehand.
+All send the chunks of the same files to the same server, four at a time. The job reads them from disk and writes the
+results durably. The two others do neither: the generator of `make bench`, whose requests were made beforehand, in
+four processes; and `service.client`, as anyone uses it, in four threads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +30,7 @@ from benchmarks.processes import PeakMemory
 from benchmarks.servers import ROOT, Server, kinds
 from benchmarks.stats import median, ratio, spread
 from benchmarks.units import MIB
+from service.client import Client
 
 EXPRESSION = "k_bit_quantize(4)"
 QUERY = "op=k_bit_quantize&k=4"
@@ -78,18 +81,18 @@ class Compared:
     """Bytes of tensors a second, round by round, and the most memory that a job held."""
 
     job: list[float] = field(default_factory=list)
+    generator: list[float] = field(default_factory=list)
     client: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
     def as_text(self) -> str:
         """For people."""
         rows = [
-            f"{name:<8} {median(rates) / MIB:8.0f} MiB/s (spread {spread(rates):.0%} of {len(rates)} rounds)"
-            for name, rates in (("job", self.job), ("client", self.client))
+            f"{name:<10}{median(rates) / MIB:8.0f} MiB/s (spread {spread(rates):.0%} of {len(rates)} rounds), "
+            f"the job {ratio(self.job, rates):.2f} of it"
+            for name, rates in (("job", self.job), ("generator", self.generator), ("client", self.client))
         ]
-        return "\n".join(
-            [*rows, f"ratio    {ratio(self.job, self.client):8.2f}", f"job's memory at its peak {self.peak_bytes / MIB:.0f} MiB"]
-        )
+        return "\n".join([*rows, f"the job's memory at its peak: {self.peak_bytes / MIB:.0f} MiB"])
 
 
 def run(volume: Volume, *, rounds: int, device: str, say: Callable[[str], None]) -> Compared:
@@ -104,13 +107,15 @@ def run(volume: Volume, *, rounds: int, device: str, say: Callable[[str], None])
         server = Server(kinds(folder, device)["ours"], folder)
         try:
             for number in range(rounds):
-                compared.client.append(requests.nbytes / requests.send(server.address))
+                compared.generator.append(requests.nbytes / requests.send(server.address))
+                compared.client.append(requests.nbytes / send_by_client(requests.order, server.address))
                 begin = time.perf_counter()
                 peak_bytes = run_job(folder / "in", folder / "out", server.address)
                 compared.job.append(requests.nbytes / (time.perf_counter() - begin))
                 compared.peak_bytes = max(compared.peak_bytes, peak_bytes)
                 shutil.rmtree(folder / "out")
-                say(f"round {number + 1}: job {compared.job[-1] / MIB:.0f}, client {compared.client[-1] / MIB:.0f} MiB/s")
+                rates = (f"{name} {getattr(compared, name)[-1] / MIB:.0f}" for name in ("job", "generator", "client"))
+                say(f"round {number + 1}: {', '.join(rates)} MiB/s")
         finally:
             server.stop()
     return compared
@@ -209,6 +214,16 @@ class Requests:
                 if index >= len(self.order):
                     os._exit(0)
                 connection.exchange(self.made[self.order[index]])
+
+
+def send_by_client(order: Sequence[int], address: str) -> float:
+    """Seconds that tensors of these lengths take through `service.client`, in four threads."""
+    block = np.random.default_rng(SEED).random(CHUNK_BYTES // 4, dtype=np.float32)
+    with Client(f"http://{address}") as client, ThreadPoolExecutor(CONNECTIONS) as threads:
+        begin = time.perf_counter()
+        for answer in threads.map(lambda nbytes: client.quantize(EXPRESSION, block[: nbytes // 4]).nbytes, order):
+            assert answer
+        return time.perf_counter() - begin
 
 
 def _chunks(nbytes: int) -> Iterator[int]:
