@@ -1,4 +1,4 @@
-"""`python -m benchmarks http | ops | peers | gpu | batch | report`."""
+"""`python -m benchmarks http | ops | peers | gpu | batch | compact | shm | report`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
         return run_peers(options)
     if options.what == "batch":
         return run_batch(options)
+    if options.what == "compact":
+        return run_compact(options)
+    if options.what == "shm":
+        return run_shared_memory(options)
     if options.what == "gpu":
         return run_gpu(options)
     write_report(options.out or HERE)
@@ -100,6 +104,25 @@ def run_batch(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_compact(options: argparse.Namespace) -> int:
+    """Compact answers beside values; printed only."""
+    from benchmarks import compact
+
+    sizes_bytes = compact.QUICK_SIZES_BYTES if options.quick else compact.SIZES_BYTES
+    results = compact.run(sizes_bytes, rounds=options.rounds, device=options.device, say=_say)
+    print("\n".join(rates.as_text() for rates in results))
+    return 0
+
+
+def run_shared_memory(options: argparse.Namespace) -> int:
+    """Shared memory beside the socket; printed only."""
+    from benchmarks import shared_memory
+
+    found = shared_memory.run(rounds=options.rounds, quick=options.quick, device=options.device, say=_say)
+    print("\n".join(compared.as_text() for compared in found))
+    return 0
+
+
 def write_report(folder: Path) -> None:
     """RESULTS.md and the plot from `results/http.json` and `results/ops.json`; PEERS.md and GPU.md from those of their names."""
     from benchmarks import report
@@ -162,7 +185,7 @@ def _say(line: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=sys.modules["benchmarks"].__doc__)
-    parser.add_argument("what", choices=["http", "ops", "peers", "gpu", "batch", "report"])
+    parser.add_argument("what", choices=["http", "ops", "peers", "gpu", "batch", "compact", "shm", "report"])
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer sizes and rounds, shorter cells")
     parser.add_argument("--only", default="", metavar="TEXT", help="only what has this in its name, as the progress lines show it")
     parser.add_argument(

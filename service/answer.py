@@ -11,6 +11,8 @@ from service.errors import MethodNotAllowed, StequantError, Unauthorized
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 _TYPE_PREFIX = "urn:stequant:problem:"
+# Where clients speak the Open Inference Protocol, which look for what went wrong under `error`.
+_INFERENCE_PREFIX = "/v2"
 
 Piece = bytes | bytearray | memoryview
 
@@ -43,8 +45,8 @@ class Answer(NamedTuple):
 CALLER_GONE = Answer(499, "", (), 0)
 
 
-def problem(error: StequantError) -> Answer:
-    """An error as a problem document (RFC 9457), with the headers that its status asks for."""
+def problem(error: StequantError, path: str = "") -> Answer:
+    """An error of a request to `path` as a problem document (RFC 9457), with the headers that its status asks for."""
     document: dict[str, object] = {
         "type": _TYPE_PREFIX + error.code,
         "title": error.title,
@@ -52,6 +54,8 @@ def problem(error: StequantError) -> Answer:
         "detail": error.detail,
         "code": error.code,
     }
+    if path.startswith(_INFERENCE_PREFIX):
+        document["error"] = error.detail
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after_s)))

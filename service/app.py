@@ -16,6 +16,9 @@ from service.core import Core
 from service.device.devices import Device, choose
 from service.device.engine import Engine
 from service.metrics import Metrics
+from service.oip import description as oip_description
+from service.oip import routes as oip_routes
+from service.oip.inference import OpenInference
 from service.settings import Settings
 
 
@@ -41,9 +44,12 @@ def create_app(settings: Settings | None = None, *, worker: int = 0, device: Dev
 
     app = FastAPI(title="stequant", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.core = core
+    inference = OpenInference(core)
+    core.speak(inference)
     app.include_router(routes.router)
+    app.include_router(oip_routes.router(inference))
     app.mount(routes.ASSETS, StaticFiles(directory=str(importlib.resources.files("fastapi_offline") / "static")))
     routes.install_problem_handlers(app)
-    openapi.install(app, settings)
+    openapi.install(app, settings, {oip_description.PATH: oip_description.infer()})
     app.add_middleware(HotPaths, core=core)
     return app

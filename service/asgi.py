@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from service.answer import CALLER_GONE, Answer, problem
-from service.core import PATHS, Core, Terms, check_length
+from service.core import Admitted, Core, check_length
 from service.device.buffers import allocate
 from service.errors import BadFraming, MalformedBody, StequantError
 from service.head import Head
@@ -37,7 +37,7 @@ class CallerGone(Exception):
 
 
 class HotPaths:
-    """Answers `/quantize` and `/grad`; hands everything else on, after the checks that hold for every path."""
+    """Answers calls; hands everything else on, after the checks that hold for every path."""
 
     def __init__(self, app: App, core: Core) -> None:
         self.app = app
@@ -49,7 +49,7 @@ class HotPaths:
             await self.app(scope, receive, send)
             return
         head = Head(scope["method"], scope["path"], scope["query_string"], scope["headers"], scope["http_version"])
-        if head.path in PATHS:
+        if head.path in self.core.routes:
             await self._hot(head, receive, send)
         else:
             await self._other(head, scope, receive, send)
@@ -65,7 +65,7 @@ class HotPaths:
                 received_bytes = body.nbytes
                 answer = await self.core.answer(job, body)
             except StequantError as error:
-                answer = problem(error)
+                answer = problem(error, head.path)
             await _write(answer, send, job)
         except CallerGone:
             answer = CALLER_GONE
@@ -74,7 +74,7 @@ class HotPaths:
 
     async def _other(self, head: Head, scope: Scope, receive: Receive, send: Send) -> None:
         job = self.core.job(head)
-        status, sent_bytes, route = 500, 0, "other"
+        status, sent_bytes = 500, 0
 
         async def counted(message: MutableMapping[str, Any]) -> None:
             nonlocal status, sent_bytes
@@ -90,18 +90,18 @@ class HotPaths:
             try:
                 self.core.check(head)
                 await self.app(scope, receive, counted)
-                matched = scope.get("route")
-                route = getattr(matched, "path", "other")
             except StequantError as error:
                 scope[PROBLEM_CODE] = error.code
-                await _write(problem(error), counted, None)
+                await _write(problem(error, head.path), counted, None)
         except Exception:
             log.exception("%s %s failed", head.method, head.path)
             if status != 500:
                 raise  # an answer has begun; the server closes the connection
             scope[PROBLEM_CODE] = StequantError.code
-            await _write(problem(StequantError("the request failed inside the server; its log has the details")), counted, None)
+            failure = StequantError("the request failed inside the server; its log has the details")
+            await _write(problem(failure, head.path), counted, None)
         finally:
+            route = getattr(scope.get("route"), "path", "other")
             exchange = Exchange(
                 head.method,
                 head.path,
@@ -117,7 +117,7 @@ class HotPaths:
             log_exchange(exchange)
 
 
-async def _read(core: Core, job: Job, terms: Terms, receive: Receive) -> memoryview:
+async def _read(core: Core, job: Job, terms: Admitted, receive: Receive) -> memoryview:
     """The body, in memory that its tensors can keep; checked against its announced length and the limit."""
     length = terms.length
     if length is None:
@@ -134,7 +134,7 @@ async def _read(core: Core, job: Job, terms: Terms, receive: Receive) -> memoryv
     return body
 
 
-async def _read_chunked(core: Core, job: Job, terms: Terms, receive: Receive) -> memoryview:
+async def _read_chunked(core: Core, job: Job, terms: Admitted, receive: Receive) -> memoryview:
     body = bytearray()
     async for piece in _pieces(receive):
         check_length(len(body) + len(piece), terms.limit_bytes, terms.format)

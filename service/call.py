@@ -16,16 +16,20 @@ from service.errors import (
     SurplusTensor,
 )
 from service.ops import Expression
+from service.ops.codes import Output
 from service.wire.message import Bundle, Message, WireTensor
 
 Kind = Literal["quantize", "grad"]
+
+# The forms of an answer that a caller may ask for.
+OUTPUTS: dict[Kind, tuple[Output, ...]] = {"quantize": ("values", "codes", "packed"), "grad": ("values", "mask")}
 
 
 class Call(NamedTuple):
     """What the engine computes: `y` of `x`, or the gradients for `grad_output` at `x`.
 
     `x` is None where a gradient does not depend on it and it was left out. `tensors` holds the tensor
-    parameters by name.
+    parameters by name. `output` is the form of the answer; a mask needs `x` alone.
     """
 
     kind: Kind
@@ -33,6 +37,7 @@ class Call(NamedTuple):
     x: Bundle | None
     grad_output: Bundle | None = None
     tensors: Mapping[str, WireTensor] = MappingProxyType({})
+    output: Output = "values"
 
     @property
     def operand(self) -> Bundle:
@@ -42,26 +47,26 @@ class Call(NamedTuple):
         return bundle
 
 
-def fields(kind: Kind) -> tuple[str, ...]:
+def fields(kind: Kind, output: Output = "values") -> tuple[str, ...]:
     """The names of the operands of a call, in the order in which npy bodies hold them."""
-    return ("x",) if kind == "quantize" else ("x", "grad_output")
+    return ("x",) if kind == "quantize" or output == "mask" else ("x", "grad_output")
 
 
-def plan(kind: Kind, expression: Expression, message: Message) -> Call:
+def plan(kind: Kind, expression: Expression, message: Message, output: Output = "values") -> Call:
     """The call that a message asks for, or the error that says what does not fit."""
     names = expression.tensor_names
-    _check_names(kind, expression, message)
+    _check_names(kind, expression, message, output)
     x = message.get("x")
     grad_output = message.get("grad_output") if kind == "grad" else None
     if x is not None and grad_output is not None:
         grad_output = _aligned(x, grad_output)
     tensors = {name: _one(name, message[name]) for name in names}
-    call = Call(kind, expression, x, grad_output, tensors)
+    call = Call(kind, expression, x, grad_output, tensors, output)
     _check_tensors(call)
     return call
 
 
-def _check_names(kind: Kind, expression: Expression, message: Message) -> None:
+def _check_names(kind: Kind, expression: Expression, message: Message, output: Output) -> None:
     names = expression.tensor_names
     operands = fields(kind)
     if not names and tuple(message) == operands:
@@ -70,7 +75,10 @@ def _check_names(kind: Kind, expression: Expression, message: Message) -> None:
     for name in message:
         if name not in allowed:
             raise SurplusTensor(f"the body holds {name[:80]!r}; '{expression}' takes {_quoted(allowed)}")
-    needed = [name for name in allowed if name != "x" or kind == "quantize" or expression.backward_reads_x]
+    if output == "mask":
+        needed = ["x"]
+    else:
+        needed = [name for name in allowed if name != "x" or kind == "quantize" or expression.backward_reads_x]
     for name in needed:
         if name not in message:
             where = "" if name in operands else " (tensor parameters travel in msgpack or JSON, under their names)"

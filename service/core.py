@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple, get_args
+from typing import NamedTuple, Protocol, cast, get_args
 
 from service import head as heads
 from service import wire
 from service.answer import CALLER_GONE, Answer, problem
 from service.budget import Budget
-from service.call import Kind, fields, plan
+from service.call import OUTPUTS, Call, Kind, fields, plan
 from service.device.buffers import Pool
 from service.device.engine import Engine
 from service.errors import BodyTooLarge, DeadlineExceeded, DeviceFault, MethodNotAllowed, NotAcceptable, NotReady, StequantError
@@ -25,9 +25,10 @@ from service.head import Head
 from service.hosts import TrustedHosts
 from service.job import Identities, Job, given_id
 from service.keys import Keys
-from service.logs import log, log_exchange
+from service.logs import dropped_lines, log, log_exchange
 from service.metrics import Exchange, Metrics, Stages
 from service.ops import Expression
+from service.ops.codes import Output, check_output
 from service.settings import Settings
 from service.shortcut import Shortcut, learn
 
@@ -47,7 +48,7 @@ class Terms(NamedTuple):
 
     `offers` are the formats for the answer, best first; bodies up to `instant_bytes` are answered on the
     event loop; `operator` is the label under which the call is counted; it has `timeout_s` seconds from its
-    head to its answer; `shortcuts` holds the one that was learned last, if any.
+    head to its answer; `shortcuts` holds the one that was learned last, if any; `output` is the form of the answer.
     """
 
     kind: Kind
@@ -60,6 +61,77 @@ class Terms(NamedTuple):
     operator: str
     timeout_s: float | None
     shortcuts: list[Shortcut]
+    output: Output = "values"
+
+    @property
+    def path(self) -> str:
+        """Where such calls are sent."""
+        return f"/{self.kind}"
+
+
+class Readiness(NamedTuple):
+    """Whether calls are welcome, and what the device's fault is where it has failed."""
+
+    ready: bool
+    fault: DeviceFault | None
+
+
+class Admitted(Protocol):
+    """What the ways in and the metrics need to know of a call, in whatever protocol it is written."""
+
+    @property
+    def path(self) -> str:
+        """The path to which it is sent."""
+
+    @property
+    def format(self) -> Named:
+        """By what its body is counted and limited."""
+
+    @property
+    def limit_bytes(self) -> int:
+        """The largest body."""
+
+    @property
+    def length(self) -> int | None:
+        """The bytes of the body, where they are announced."""
+
+    @property
+    def instant_bytes(self) -> float:
+        """Up to which size of the body the event loop does the work."""
+
+    @property
+    def operator(self) -> str:
+        """The operator under which it is counted."""
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How many seconds it has from its head to its answer."""
+
+
+class Named(Protocol):
+    """A format, as far as it is counted and limited."""
+
+    @property
+    def name(self) -> str:
+        """How it is called in metrics and errors."""
+
+
+class Foreign(Admitted, Protocol):
+    """The terms of a call in another protocol, which answers it itself; never on the event loop's fast way (`is_small`)."""
+
+    async def answer(self, job: Job, body: memoryview, is_wanted: Callable[[], bool]) -> Answer:
+        """The answer; raises the errors of the service. `CALLER_GONE` when it is not wanted any more."""
+
+
+class Dialect(Protocol):
+    """Another protocol in which calls come."""
+
+    @property
+    def routes(self) -> Mapping[str, str]:
+        """The paths of its calls, each with the label under which it is counted."""
+
+    def terms(self, head: Head, found: heads.Fields) -> Foreign:
+        """The terms of a call, by its head; raises what is wrong with it."""
 
 
 class Core:
@@ -76,7 +148,17 @@ class Core:
         self.identities = Identities()
         self.ready = False
         self.draining = False
+        # The paths of calls, with the labels of their routes, and who answers those that are not ours.
+        self.routes: dict[str, str] = {path: path for path in PATHS}
+        self.urls: dict[bytes, str] = {path.encode(): path for path in PATHS}
+        self._dialects: dict[str, Dialect] = {}
         engine.on_failure(self._device_has_failed)
+
+    def speak(self, dialect: Dialect) -> None:
+        """Answer calls in another protocol, too."""
+        self.routes |= dialect.routes
+        self.urls |= {path.encode(): path for path in dialect.routes}
+        self._dialects |= dict.fromkeys(dialect.routes, dialect)
 
     def check(self, head: Head) -> heads.Fields:
         """What holds for every path: framing, host, then authentication."""
@@ -89,18 +171,19 @@ class Core:
         """A request that has come."""
         return Job(self.identities.of(given_id(head.headers)))
 
-    def admit(self, job: Job, head: Head) -> Terms:
+    def admit(self, job: Job, head: Head) -> Admitted:
         """Accept a request by its head, and reserve the bytes of its body."""
         terms = self.terms(head)
         self.begin(job, terms)
         return terms
 
-    def terms(self, head: Head) -> Terms:
+    def terms(self, head: Head) -> Admitted:
         """Check a head in the order framing, host, key, path, method, media type, length, query."""
         found = self.check(head)
+        if head.path in self._dialects:
+            return self._dialects[head.path].terms(head, found)
         kind = PATHS[head.path]
-        if head.method != "POST":
-            raise MethodNotAllowed(f"{head.path} answers POST, not {head.method[:20]}", allow="POST")
+        check_is_post(head)
         heads.check_encoding(found)
         request_format = wire.of_content_type(found.content_type)
         offers = _offers(found.accept, request_format)
@@ -108,12 +191,13 @@ class Core:
         limit_bytes = self.settings.limit_of(request_format.name)
         check_length(found.content_length or 0, limit_bytes, request_format)
         expression = heads.parse_query(head.query)
+        output = heads.parse_output(head.query, OUTPUTS[kind])
+        check_output(expression, output)
         if kind == "grad" and expression.tensor_names:
             offers = _offers_with_names(offers)
         operators = expression.operators
         operator = operators[0].name if len(operators) == 1 else "chain"
-        instant_bytes = _instant_bytes(kind, expression, (request_format, offers[0][0]))
-        timeouts = [limit_s for limit_s in (heads.timeout_s(found), self.settings.request_timeout_s) if limit_s is not None]
+        small_bytes = instant_bytes(kind, expression, output, (request_format, offers[0][0]))
         return Terms(
             kind,
             expression,
@@ -121,13 +205,19 @@ class Core:
             offers,
             limit_bytes,
             found.content_length,
-            instant_bytes,
+            small_bytes,
             operator,
-            min(timeouts, default=None),
+            self.timeout_s(found),
             [],
+            output,
         )
 
-    def begin(self, job: Job, terms: Terms) -> None:
+    def timeout_s(self, found: heads.Fields) -> float | None:
+        """How many seconds a call has, by its own wish and by the settings."""
+        timeouts = (heads.timeout_s(found), self.settings.request_timeout_s)
+        return min((limit_s for limit_s in timeouts if limit_s is not None), default=None)
+
+    def begin(self, job: Job, terms: Admitted) -> None:
         """Reserve what a job on these terms needs; `NotReady` and `Overloaded` when it is not the time."""
         if not self.ready:
             raise self.engine.fault or NotReady("the device is not ready; /readyz says when it is")
@@ -141,18 +231,17 @@ class Core:
         self.budget.reserve(nbytes)
         job.reserved_bytes += nbytes
 
-    def is_small(self, terms: Terms, nbytes: int) -> bool:
+    def is_small(self, terms: Admitted, nbytes: int) -> bool:
         """Whether the event loop may do the work itself."""
         return nbytes <= terms.instant_bytes and self.engine.device.small_calls_are_instant
 
     def answer_at_once(self, job: Job, body: memoryview) -> Answer:
         """The answer to a call, computed here and now."""
-        terms = job.terms
-        assert terms is not None
+        terms: Terms = job.terms  # type: ignore[assignment]  # those of other protocols are never small
         job.began = time.perf_counter()
         try:
             if job.began > job.deadline:
-                raise _too_late(terms)
+                raise too_late(terms)
             return self._computed(terms, body)
         except StequantError as error:
             return problem(error)
@@ -166,11 +255,14 @@ class Core:
         for shortcut in terms.shortcuts:
             if shortcut.fits(body):
                 return shortcut.answer(self.engine, body)
-        message = terms.format.decode(body, fields(terms.kind), self.settings.max_tensors)
-        call = plan(terms.kind, terms.expression, message)
+        message = terms.format.decode(body, fields(terms.kind, terms.output), self.settings.max_tensors)
+        call = plan(terms.kind, terms.expression, message, terms.output)
         answer_format, media_type = self._offer(terms, body)
+        if terms.output != "values":
+            compact = answer_format.encode_compact(self.engine.condense(call))
+            return Answer.of(200, media_type, compact)._replace(headers=_how_to_decode(call))
         answer = Answer.of(200, media_type, answer_format.encode(self.engine.run(call)))
-        learned = learn(call, body, answer)
+        learned = learn(call, body, answer, self.engine.device)
         if learned is not None:
             terms.shortcuts[:] = (learned,)
         return answer
@@ -195,7 +287,7 @@ class Core:
             async with asyncio.timeout(None if job.deadline == math.inf else job.left_s()):
                 return await self.answer_elsewhere(job, body)
         except TimeoutError:
-            raise _too_late(job.terms) from None
+            raise too_late(job.terms) from None
 
     async def answer_elsewhere(self, job: Job, body: memoryview, is_wanted: Callable[[], bool] = lambda: True) -> Answer:
         """The answer to a call, computed on the device's lanes; a small one together with others that wait there.
@@ -206,26 +298,33 @@ class Core:
         terms = job.terms
         assert terms is not None
         try:
-            if body.nbytes > terms.instant_bytes:
+            if not isinstance(terms, Terms):
+                return await cast(Foreign, terms).answer(job, body, is_wanted)
+            if body.nbytes > terms.instant_bytes or terms.output != "values":
                 return await self.engine.submit(lambda: self.answer_at_once(job, body) if is_wanted() else CALLER_GONE)
             return await self._answer_together(job, terms, body)
         except StequantError as error:
             job.ended = time.perf_counter()
-            return problem(error)
+            return problem(error, terms.path)
         except Exception:
-            log.exception("a call of %s failed", terms.expression)
-            return problem(StequantError("the call failed inside the server; its log has the details"))
+            log.exception("a call of %s failed", terms.expression if isinstance(terms, Terms) else terms.path)
+            return problem(StequantError("the call failed inside the server; its log has the details"), terms.path)
 
     async def _answer_together(self, job: Job, terms: Terms, body: memoryview) -> Answer:
         job.began = time.perf_counter()
         if job.began > job.deadline:
-            raise _too_late(terms)
+            raise too_late(terms)
         message = terms.format.decode(body, fields(terms.kind), self.settings.max_tensors)
         call = plan(terms.kind, terms.expression, message)
         answer_format, media_type = self._offer(terms, body)
         answer = Answer.of(200, media_type, answer_format.encode(await self.engine.compute(call)))
         job.ended = time.perf_counter()
         return answer
+
+    async def readiness(self) -> Readiness:
+        """Whether calls are welcome; asks the device."""
+        fault = await self.engine.probe() if self.ready else self.engine.fault
+        return Readiness(self.ready and not self.draining and fault is None, fault)
 
     def _device_has_failed(self, fault: DeviceFault) -> None:
         """Refuse what comes from now on; called on whichever thread has noticed."""
@@ -240,6 +339,8 @@ class Core:
         metrics.in_flight_limit_bytes.set(self.budget.limit_bytes)
         metrics.pool_bytes.set(self.pool.bytes)
         metrics.ready.set(self.ready and not self.draining)
+        metrics.coalesced_calls.follow(self.engine.coalesced_calls)
+        metrics.dropped_lines.follow(dropped_lines())
         for kind, nbytes in self.engine.device.memory().items():
             metrics.device_memory_bytes.labels(kind).set(nbytes)
         metrics.flush()
@@ -258,7 +359,7 @@ class Core:
         exchange = Exchange(
             head.method,
             head.path,
-            head.path,
+            self.routes.get(head.path, head.path),
             answer.status,
             received_bytes,
             answer.length,
@@ -275,26 +376,40 @@ class Core:
         log_exchange(exchange)
 
 
-def _instant_bytes(kind: Kind, expression: Expression, formats: tuple[wire.Format, ...]) -> float:
+def instant_bytes(kind: Kind, expression: Expression, output: Output, formats: tuple[wire.Format, ...]) -> float:
     """Up to which size of the body a call, read and answered in these formats, is done on the event loop."""
     if any(one.name == "json" for one in formats):
         return SMALL_JSON_BYTES
+    if output != "values":
+        return SMALL_BYTES
     if kind == "grad" and expression.backward_is_identity:
         return math.inf  # nothing is computed, nothing is copied
     return SMALL_ELEMENTWISE_BYTES if expression.elementwise and not expression.tensor_names else SMALL_BYTES
 
 
-def _too_late(terms: Terms) -> DeadlineExceeded:
+def _how_to_decode(call: Call) -> tuple[tuple[bytes, bytes], ...]:
+    """The header that says whose codes an answer holds, as npy has no other place for it."""
+    return () if call.output == "mask" else ((b"x-stequant-decode", str(call.expression.operators[-1]).encode()),)
+
+
+def check_is_post(head: Head) -> None:
+    """`MethodNotAllowed` for anything but a POST."""
+    if head.method != "POST":
+        raise MethodNotAllowed(f"{head.path} answers POST, not {head.method[:20]}", allow="POST")
+
+
+def too_late(terms: Admitted) -> DeadlineExceeded:
+    """The error of a call whose deadline has passed."""
     return DeadlineExceeded(f"the call was not answered within its {terms.timeout_s:g} s", retry_after_s=None)
 
 
 def late(job: Job) -> Answer:
     """The answer to a call whose deadline has passed."""
     assert job.terms is not None
-    return problem(_too_late(job.terms))
+    return problem(too_late(job.terms), job.terms.path)
 
 
-def check_length(nbytes: int, limit_bytes: int, request_format: wire.Format) -> None:
+def check_length(nbytes: int, limit_bytes: int, request_format: Named) -> None:
     """`BodyTooLarge` for a body of more than its format's limit."""
     if nbytes > limit_bytes:
         raise BodyTooLarge(f"the body has {nbytes} bytes; allowed for {request_format.name}: {limit_bytes}")

@@ -226,6 +226,24 @@ class BadTensor(NotAllowed):
     code, title = "bad_tensor", "A value is not a tensor"
 
 
+class NotRepresentable(NotAllowed):
+    """`output` asks for codes or a mask where the results have none, or where too few of them are codes."""
+
+    code, title = "not_representable", "The results cannot be written in the form that 'output' asks for"
+
+
+class UnknownOutput(NotAllowed):
+    """The model has no output of this name."""
+
+    code, title = "unknown_output", "The model has no such output"
+
+
+class BadRegion(NotAllowed):
+    """A region of shared memory is not there, not allowed, or too small."""
+
+    code, title = "bad_region", "The shared memory cannot be used so"
+
+
 class EmptyTensor(NotAllowed):
     """An operator that reduces over a tensor met one without elements."""
 

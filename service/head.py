@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 from service.errors import (
     BadExpression,
     BadFraming,
+    BadParameter,
     LengthRequired,
     MissingParameter,
     RepeatedParameter,
@@ -24,6 +25,7 @@ from service.errors import (
 )
 from service.ops import Expression, parse
 from service.ops.base import REGISTRY
+from service.ops.codes import Output
 from service.ops.expression import build, is_bare_name, operator_class, parse_value
 from service.ops.parameters import Value
 
@@ -31,6 +33,9 @@ from service.ops.parameters import Value
 _SINGLE = (b"host", b"content-type", b"content-length", b"content-encoding", b"authorization", b"x-request-timeout")
 _LISTS = (b"accept", b"transfer-encoding")
 _LONGEST_TIMEOUT_S = 86_400
+# A name, an IPv4 address or an IPv6 address in brackets, and a port; empty where the caller knows no name (RFC 9110, 7.2).
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+_OUTPUT = "output"
 _WANTED = frozenset((*_SINGLE, *_LISTS))
 
 
@@ -68,8 +73,12 @@ def fields(head: Head) -> Fields:
                 raise BadFraming(f"the request has more than one {name.decode()!r} header; allowed: one")
             value = found[name] + b", " + value
         found[name] = value
-    if b"host" not in found and head.http_version == "1.1":
-        raise BadFraming("the request has no 'Host' header; HTTP/1.1 needs exactly one")
+    host = found.get(b"host")
+    if host is None:
+        if head.http_version == "1.1":
+            raise BadFraming("the request has no 'Host' header; HTTP/1.1 needs exactly one")
+    elif not _HOST.fullmatch(host.strip()):
+        raise BadFraming(f"'Host' is {host.decode('latin-1')[:80]!r}; allowed: a name or an address, and a port")
     values = {name.decode().replace("-", "_"): value.decode("latin-1").strip() for name, value in found.items()}
     return Fields(**{**values, "content_length": _length(values.get("content_length"))})  # type: ignore[arg-type]
 
@@ -108,7 +117,7 @@ def check_length_is_announced(head: Head, found: Fields) -> None:
 
 @lru_cache(maxsize=1024)
 def parse_query(query: bytes) -> Expression:
-    """The expression that a query string asks for: `op=` and, for a bare name, the parameters beside it.
+    """The expression that a query string asks for: `op=` and, for a bare name, the parameters beside it; `output=` aside.
 
     Raises the errors of `service.ops.parse`, and `UnknownParameter`, `RepeatedParameter` and
     `MissingParameter` for what stands beside `op`.
@@ -119,18 +128,31 @@ def parse_query(query: bytes) -> Expression:
         raise MissingParameter(f"the query has no 'op'; it names an operator ({', '.join(REGISTRY)}) or a chain of them")
     if len(ops) > 1:
         raise RepeatedParameter("'op' stands in the query more than once; allowed: once")
-    beside = [(key, value) for key, value in pairs if key != "op"]
+    beside = [(key, value) for key, value in pairs if key not in ("op", _OUTPUT)]
     if is_bare_name(ops[0]):
         name = ops[0].strip()
         known = operator_class(name).parameters()
-        return build(name, keywords=[(key, _value(key, value) if key in known else value) for key, value in beside])
+        return build(name, keywords=[(key, parameter_value(key, value) if key in known else value) for key, value in beside])
     expression = parse(ops[0])
     if beside:
         raise UnknownParameter(f"{beside[0][0][:80]!r} stands beside an expression; its parameters belong inside the parentheses")
     return expression
 
 
-def _value(key: str, text: str) -> Value:
+@lru_cache(maxsize=1024)
+def parse_output(query: bytes, allowed: tuple[Output, ...]) -> Output:
+    """The form of the answer that a query string asks for with `output=`; the first one where it says nothing."""
+    asked = [value for key, value in _pairs(query) if key == _OUTPUT]
+    if len(asked) > 1:
+        raise RepeatedParameter(f"{_OUTPUT!r} stands in the query more than once; allowed: once")
+    for output in allowed:
+        if not asked or asked[0] == output:
+            return output
+    raise BadParameter(f"{_OUTPUT!r} is {asked[0][:80]!r}; allowed: {', '.join(allowed)}")
+
+
+def parameter_value(key: str, text: str) -> Value:
+    """A parameter's value as text says it; `BadExpression` names the parameter."""
     try:
         return parse_value(text)
     except BadExpression as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from service.errors import UntrustedHost
 
 # They tell nothing, and who asks often knows no more than an address.
-PROBE_PATHS = frozenset({"/healthz", "/readyz"})
+PROBE_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 
 # A name, an IPv4 address, or an IPv6 address in brackets; then maybe a port.
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]*)?")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from service.core import Terms
+    from service.core import Admitted
 
 _GIVEN = re.compile(rb"[!-~]{1,128}")
 
@@ -28,7 +28,7 @@ class Job:
 
     def __init__(self, request_id: bytes) -> None:
         self.request_id = request_id
-        self.terms: Terms | None = None
+        self.terms: Admitted | None = None
         self.reserved_bytes = 0
         self.deadline = math.inf
         self.started = self.received = self.began = self.ended = time.perf_counter()

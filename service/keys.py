@@ -9,8 +9,8 @@ from pathlib import Path
 from service.errors import Unauthorized
 
 # Probes and the pages for people are open; what computes, and what tells how much, is not.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
-OPEN_PREFIX = "/docs/"
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
+OPEN_PREFIXES = ("/docs/", "/page/")
 METRICS_PATH = "/metrics"
 
 
@@ -36,7 +36,7 @@ class Keys:
 
     def check(self, path: str, authorization: str | None) -> None:
         """`Unauthorized` unless the path is open, there is no file, or the bearer key is one of those in it."""
-        if self._file is None or path in self._open_paths or path.startswith(OPEN_PREFIX):
+        if self._file is None or path in self._open_paths or path.startswith(OPEN_PREFIXES):
             return
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":

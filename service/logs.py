@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import sys
 import time
 from typing import Any
 
 from service.metrics import Exchange
+from service.sink import LineHandler
 
 access = logging.getLogger("stequant.access")
 log = logging.getLogger("stequant")
@@ -26,13 +28,25 @@ def logging_config(level: str, log_format: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": formatter}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
+        "handlers": {"stderr": _handler()},
         "loggers": {
             "stequant": {"handlers": ["stderr"], "level": level.upper(), "propagate": False},
             # uvicorn tells each step of its start at level info; our own two lines say what matters.
             "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
         },
     }
+
+
+def _handler() -> dict[str, Any]:
+    """What writes to standard error; where that was closed, its number may be that of anything."""
+    if sys.stderr is None:
+        return {"class": "logging.NullHandler"}
+    return {"()": LineHandler, "formatter": "line", "descriptor": sys.stderr.fileno()}
+
+
+def dropped_lines() -> int:
+    """How many lines could not be written so far."""
+    return sum(handler.dropped_lines for handler in log.handlers if isinstance(handler, LineHandler))
 
 
 def log_exchange(exchange: Exchange) -> None:

@@ -41,6 +41,19 @@ class Histogram(prometheus_client.Histogram):
         self._sum.inc(sum(values))
 
 
+class Follower:
+    """A counter that keeps up with a number which is counted elsewhere, where it costs less."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._seen = 0
+
+    def follow(self, total: int) -> None:
+        """Bring the counter to the number's value now."""
+        self._counter.inc(total - self._seen)
+        self._seen = total
+
+
 class Exchange(NamedTuple):
     """One request and its answer, as the log and the metrics see them. All labels are of bounded sets."""
 
@@ -94,11 +107,16 @@ class Metrics:
             ("reason",),
             registry=self.registry,
         )
+        self.coalesced_calls = self._follower("coalesced_calls", "Calls computed together with others that waited at the same time")
+        self.dropped_lines = self._follower("log_lines_dropped", "Lines of the log that could not be written at once")
         self._pending: list[Exchange] = []
 
     def _gauge(self, name: str, description: str, labels: Sequence[str] = ()) -> Gauge:
         """A gauge whose values in several workers add up."""
         return Gauge(f"stequant_{name}", description, labels, registry=self.registry, multiprocess_mode="livesum")
+
+    def _follower(self, name: str, description: str) -> Follower:
+        return Follower(Counter(f"stequant_{name}", description, registry=self.registry))
 
     def count(self, exchange: Exchange) -> None:
         """Count one exchange: at once in a list, in the metrics when there are many or someone looks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 
 from service import wire
 from service.answer import PROBLEM_MEDIA_TYPE
-from service.call import Kind
+from service.call import OUTPUTS, Kind
 from service.dtypes import DTYPES
 from service.errors import BY_CODE, StequantError
 from service.ops import REGISTRY
@@ -58,6 +59,37 @@ _OPERAND: Schema = {
         },
     ],
 }
+_INTEGERS: Schema = {"type": "array", "items": {"type": "integer"}}
+_COMPACT: Schema = {
+    "type": "object",
+    "description": "A tensor as codes, as packed codes or as a mask: in JSON flat lists, in msgpack bins. docs/compact.md has the bytes.",
+    "required": ["dtype", "shape"],
+    "properties": {
+        "dtype": {"type": "string", "enum": list(DTYPES)},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 64},
+        "operator": {"type": "string", "description": "the operator that makes values of the codes"},
+        "code_dtype": {"type": "string"},
+        "bits": {"type": "integer", "minimum": 1, "maximum": 32},
+        "codes": _INTEGERS,
+        "packed": _INTEGERS,
+        "mask": _INTEGERS,
+        "exceptions": {
+            "type": "object",
+            "description": "The flat positions that no code stands for, and the values there.",
+            "required": ["index", "value"],
+            "properties": {"index": _INTEGERS, "value": {"type": "array", "items": {"$ref": "#/components/schemas/Number"}}},
+        },
+    },
+    "oneOf": [{"required": ["codes", "exceptions"]}, {"required": ["packed", "exceptions"]}, {"required": ["mask"]}],
+}
+_COMPACT_OPERAND: Schema = {
+    "description": "The answer where `output` asks for a compact form, in the structure of `x`.",
+    "anyOf": [
+        {"$ref": "#/components/schemas/Compact"},
+        {"type": "array", "items": {"$ref": "#/components/schemas/Compact"}},
+        {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Compact"}},
+    ],
+}
 _PROBLEM: Schema = {
     "type": "object",
     "description": "A problem document (RFC 9457).",
@@ -68,12 +100,13 @@ _PROBLEM: Schema = {
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "the field, what was sent, what is allowed"},
         "code": {"type": "string", "enum": sorted(BY_CODE)},
+        "error": {"type": "string", "description": "`detail` once more, below /v2 only"},
     },
 }
 
 
-def install(app: FastAPI, settings: Settings) -> None:
-    """Make `app.openapi()` describe every path, the hot ones included."""
+def install(app: FastAPI, settings: Settings, others: Mapping[str, Schema]) -> None:
+    """Make `app.openapi()` describe every path: the hot ones included, and `others`, which FastAPI does not know either."""
 
     def document() -> Schema:
         if app.openapi_schema is None:
@@ -82,8 +115,12 @@ def install(app: FastAPI, settings: Settings) -> None:
                 "/quantize": {"post": _operation("quantize", settings)},
                 "/grad": {"post": _operation("grad", settings)},
             } | schema["paths"]
+            schema["paths"] |= {
+                path: {"post": {**post, "responses": post["responses"] | _problems()}} for path, post in others.items()
+            }
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas |= {"Tensor": _TENSOR, "Number": _NUMBER, "NestedLists": _NESTED, "Operand": _OPERAND, "Problem": _PROBLEM}
+            schemas |= {"Compact": _COMPACT, "CompactOperand": _COMPACT_OPERAND}
             if settings.api_keys_file is not None:
                 schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 schema["security"] = [{"key": []}]
@@ -100,7 +137,7 @@ def _operation(kind: Kind, settings: Settings) -> Schema:
         "tags": ["tensors"],
         "summary": "Quantize tensors" if quantize else "Push gradients back through a quantizer",
         "description": _table_of_operators(quantize),
-        "parameters": [_op_parameter(), *_number_parameters()],
+        "parameters": [_op_parameter(), _output_parameter(kind), *_number_parameters()],
         "requestBody": {
             "required": True,
             "content": {name: content for one in wire.FORMATS.values() for name, content in _request(one, kind, settings)},
@@ -126,6 +163,16 @@ def _op_parameter() -> Schema:
         "description": "An operator's bare name, with its parameters beside it; or an expression, operators joined by `|`.",
         "schema": {"type": "string", "maxLength": 8192},
         "examples": {name: {"value": example(name)} for name in REGISTRY} | {"chain": {"value": chain}},
+    }
+
+
+def _output_parameter(kind: Kind) -> Schema:
+    return {
+        "name": "output",
+        "in": "query",
+        "required": False,
+        "description": "The form of the answer: values, or a compact one that decodes to the same bits.",
+        "schema": {"type": "string", "enum": list(OUTPUTS[kind]), "default": "values"},
     }
 
 
@@ -170,6 +217,9 @@ def _request(one: wire.Format, kind: Kind, settings: Settings) -> list[tuple[str
         content = {
             "schema": {"type": "string", "format": "binary", "description": f"A map, as in JSON, with bins for `data`. {limit}"}
         }
+    elif one.name == "safetensors":
+        what = f"Tensors under the names of the JSON format's keys; several as `x.<name>`. {limit}"
+        content = {"schema": {"type": "string", "format": "binary", "description": what}}
     else:
         operands = ["x"] if kind == "quantize" else ["x", "grad_output"]
         content = {
@@ -194,7 +244,8 @@ def _json_examples(operands: list[str]) -> Schema:
 
 def _answer(kind: Kind) -> Schema:
     result = "y" if kind == "quantize" else "grad_x"
-    json_schema: Schema = {"type": "object", "required": [result], "properties": {result: {"$ref": "#/components/schemas/Operand"}}}
+    forms = [{"$ref": "#/components/schemas/Operand"}, {"$ref": "#/components/schemas/CompactOperand"}]
+    json_schema: Schema = {"type": "object", "required": [result], "properties": {result: {"anyOf": forms}}}
     if kind == "grad":
         json_schema["patternProperties"] = {"^grad_": {"$ref": "#/components/schemas/Operand"}}
     binary: Schema = {"schema": {"type": "string", "format": "binary"}}
@@ -202,6 +253,12 @@ def _answer(kind: Kind) -> Schema:
         "description": "`y`, in the structure of `x`"
         if kind == "quantize"
         else "`grad_x`, in the structure of `x`, and `grad_<name>` for each tensor parameter",
+        "headers": {
+            "X-Stequant-Decode": {
+                "description": "With `output=codes` or `packed`: the operator whose codes these are.",
+                "schema": {"type": "string"},
+            }
+        },
         "content": {one.media_type: {"schema": json_schema} if one.name == "json" else binary for one in wire.FORMATS.values()},
     }
 

@@ -9,7 +9,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from service import metrics
+from service import metrics, page
 from service.answer import problem
 from service.asgi import PROBLEM_CODE
 from service.core import Core
@@ -43,8 +43,7 @@ async def healthz() -> dict[str, str]:
 async def readyz(request: Request) -> JSONResponse:
     """200 when the device gives known bits and the server is not draining, else 503. A readiness probe."""
     core = core_of(request)
-    fault = await core.engine.probe() if core.ready else core.engine.fault
-    ready = core.ready and not core.draining and fault is None
+    ready, fault = await core.readiness()
     content = {
         "ready": ready,
         "draining": core.draining,
@@ -52,6 +51,7 @@ async def readyz(request: Request) -> JSONResponse:
         "reason": core.engine.device.reason,
         "fault": None if fault is None else fault.detail,
         "dtypes": list(DTYPES),
+        "max_body_bytes": core.settings.max_body_bytes,
     }
     return JSONResponse(content, 200 if ready else 503, None if ready else {"retry-after": "1"})
 
@@ -75,6 +75,27 @@ async def docs() -> HTMLResponse:
     )
 
 
+@router.get("/", include_in_schema=False)
+async def index(request: Request) -> Response:
+    """The page: chains and their staircases to look at and to try."""
+    return _file_of_page(request, page.INDEX)
+
+
+@router.get("/page/{name}", include_in_schema=False)
+async def file_of_page(request: Request, name: str) -> Response:
+    """What the page is made of."""
+    return _file_of_page(request, name)
+
+
+def _file_of_page(request: Request, name: str) -> Response:
+    file = page.files().get(name)
+    if file is None:
+        raise HTTPException(404)
+    if file.is_known(request.headers.get("if-none-match")):
+        return Response(status_code=304, headers=file.headers)
+    return Response(file.body, headers=file.headers)
+
+
 def install_problem_handlers(app: FastAPI) -> None:
     """Answer the framework's own errors as problem documents."""
 
@@ -93,7 +114,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 def _response(request: Request, error: StequantError) -> Response:
     request.scope[PROBLEM_CODE] = error.code
-    answer = problem(error)
+    answer = problem(error, request.url.path)
     return Response(
         b"".join(answer.pieces),
         answer.status,

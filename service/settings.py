@@ -16,6 +16,9 @@ MIB = 2**20
 # A name, an address (IPv6 in brackets), or all names below one; a port does not matter and is left out.
 HostPattern = Annotated[str, Field(pattern=r"^((\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])$")]
 
+# As fnmatch reads it: *, ? and [abc] stand for others. A slash may only come first, as in shm_open's names.
+SharedMemoryPattern = Annotated[str, Field(pattern=r"^/?[!-.0-~]{1,255}$")]
+
 
 class Settings(BaseSettings):
     """What a server may be told. Sizes are in bytes, times in seconds."""
@@ -60,6 +63,11 @@ class Settings(BaseSettings):
     trusted_hosts: tuple[HostPattern, ...] | None = Field(
         None, description="names that Host may have, with commas between them; *.example.org is all below it; default any name"
     )
+    shared_memory_names: tuple[SharedMemoryPattern, ...] | None = Field(
+        None,
+        description="names of shared memory objects that callers of /v2 may use, with commas between them; * stands for any "
+        "characters; default none; with one worker only",
+    )
     tls_cert_file: Path | None = Field(None, description="certificate and its chain, as PEM; with it, https is served, and no http")
     tls_key_file: Path | None = Field(None, description="key of the certificate; default the file of the certificate")
     tls_key_password_file: Path | None = Field(None, description="password of the key, if it has one")
@@ -81,7 +89,7 @@ class Settings(BaseSettings):
         may_be_absent = info.field_name is not None and cls.model_fields[info.field_name].default is None
         return None if value == "" and may_be_absent else value
 
-    @field_validator("trusted_hosts", mode="before")
+    @field_validator("trusted_hosts", "shared_memory_names", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) and value else value
@@ -92,6 +100,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_in_flight_bytes ({self.max_in_flight_bytes}) must be at least max_body_bytes ({self.max_body_bytes})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _regions_are_known_to_all(self) -> Settings:
+        if self.shared_memory_names and self.workers > 1:
+            raise ValueError(f"shared_memory_names needs workers to be 1, not {self.workers}: each would know other regions")
         return self
 
     @model_validator(mode="after")

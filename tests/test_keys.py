@@ -84,7 +84,7 @@ def test_keys_are_not_kept_in_memory_as_they_are(tmp_path: Path) -> None:
     assert {len(digest) for digest in keys._digests} == {32}
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs", "/docs/assets/a.js", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/", "/page/a.js", "/healthz", "/readyz", "/docs", "/docs/assets/a.js", "/openapi.json"])
 def test_probes_and_pages_need_no_key(tmp_path: Path, path: str) -> None:
     keys_of(tmp_path / "keys", "a\n").check(path, None)
 

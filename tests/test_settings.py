@@ -49,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "api_keys_file": None,
     "metrics_without_key": False,
     "trusted_hosts": None,
+    "shared_memory_names": None,
     "tls_cert_file": None,
     "tls_key_file": None,
     "tls_key_password_file": None,
@@ -89,6 +90,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "api_keys_file": ("/etc/keys", Path("/etc/keys")),
     "metrics_without_key": ("true", True),
     "trusted_hosts": ("a.example, *.example.org,[::1]", ("a.example", "*.example.org", "[::1]")),
+    "shared_memory_names": ("/train-*, psm_[0-9a-f]*", ("/train-*", "psm_[0-9a-f]*")),
     "tls_cert_file": ("/etc/tls/cert.pem", Path("/etc/tls/cert.pem")),
     "tls_key_file": ("/etc/tls/key.pem", Path("/etc/tls/key.pem")),
     "tls_key_password_file": ("/etc/tls/password", Path("/etc/tls/password")),
@@ -131,6 +133,7 @@ WRONG: dict[str, list[str]] = {
     "worker_timeout_s": ["0", "-1"],
     "metrics_without_key": ["maybe", ""],
     "trusted_hosts": ["*", "a:80", "https://a", "a b", "*.*.a"],
+    "shared_memory_names": ["/", "//a", "a/b", "a b", "ä"],
     "log_level": ["loud", "5"],
     "log_format": ["xml"],
 }
@@ -169,9 +172,10 @@ def test_without_variables_the_defaults_hold() -> None:
 
 
 def test_every_setting_has_a_variable() -> None:
-    variables = {f"STEQUANT_{name.upper()}": text for name, (text, _) in OTHERS.items()}
-    settings = read(from_environment(**variables))
-    assert settings == {name: as_read(name, value) for name, (_, value) in OTHERS.items()}
+    # Regions of shared memory are known to one worker only.
+    for names in (OTHERS.keys() - {"shared_memory_names"}, OTHERS.keys() - {"workers"}):
+        settings = read(from_environment(**{f"STEQUANT_{name.upper()}": OTHERS[name][0] for name in names}))
+        assert {name: settings[name] for name in names} == {name: as_read(name, OTHERS[name][1]) for name in names}
 
 
 def test_empty_variables_are_unset_ones_where_a_setting_may_be_absent() -> None:

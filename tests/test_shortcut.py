@@ -61,7 +61,7 @@ def admitted(core: Core, head: Head) -> Job:
     return job
 
 
-@pytest.mark.parametrize("form", ["npy", "msgpack"])
+@pytest.mark.parametrize("form", ["npy", "msgpack", "safetensors"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("expression", CASES, ids=str)
 def test_a_repeated_call_has_the_bytes_of_a_first_one(core: Core, expression: Expression, dtype: torch.dtype, form: str) -> None:

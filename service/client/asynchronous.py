@@ -6,13 +6,14 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
-from typing import Literal, Self, TypeVar, cast, overload
+from typing import Literal, Self, TypeVar, overload
 
 import httpx
 
 from service.client import calls
 from service.client.answers import Answer, AnswerBuffer
-from service.client.calls import Exchange, Kind, Piece, Wire
+from service.client.calls import AnyCodes, AnyMask, Exchange, Kind, Piece, Wire
+from service.client.compact import Codes, Mask, Packed
 from service.client.configuration import (
     DEFAULT_BASE_URL,
     DEFAULT_CONNECTIONS,
@@ -77,23 +78,77 @@ class AsyncClient:
         self._http = httpx.AsyncClient(transport=transport, **config.http)
         self._sleep = sleep
 
-    async def quantize(self, expression: str | Expression, /, x: SomeTensors, **tensors: Array) -> SomeTensors:
+    @overload
+    async def quantize(
+        self, expression: str | Expression, /, x: SomeTensors, *, output: Literal["values"] | Array = "values", **tensors: Array
+    ) -> SomeTensors: ...
+
+    @overload
+    async def quantize(self, expression: str | Expression, /, x: Array, *, output: Literal["codes"], **tensors: Array) -> Codes: ...
+
+    @overload
+    async def quantize(
+        self, expression: str | Expression, /, x: Array, *, output: Literal["packed"], **tensors: Array
+    ) -> Packed: ...
+
+    @overload
+    async def quantize(
+        self, expression: str | Expression, /, x: Tensors, *, output: Literal["codes", "packed"], **tensors: Array
+    ) -> AnyCodes: ...
+
+    async def quantize(
+        self,
+        expression: str | Expression,
+        /,
+        x: Tensors,
+        *,
+        output: Literal["values", "codes", "packed"] | Array = "values",
+        **tensors: Array,
+    ) -> Tensors | AnyCodes:
         """Quantize `x` with an operator or a chain of them; see `Client.quantize`."""
-        y = await self._call(calls.quantize(expression, x, tensors, self._config.wire))
-        return cast(SomeTensors, y)
+        form, tensors = calls.form_of(output, tensors, "codes", "packed")
+        if form != "values":
+            codes: AnyCodes = await self._call(calls.quantize_compactly(expression, x, tensors, self._config.wire, form))
+            return codes
+        return await self._call(calls.quantize(expression, x, tensors, self._config.wire))
+
+    @overload
+    async def grad(self, expression: str | Expression, /, x: Array, *, output: Literal["mask"]) -> Mask: ...
+
+    @overload
+    async def grad(self, expression: str | Expression, /, x: Tensors, *, output: Literal["mask"]) -> AnyMask: ...
 
     @overload
     async def grad(self, expression: str | Expression, /, x: Tensors | None, grad_output: SomeTensors) -> SomeTensors: ...
 
     @overload
     async def grad(
-        self, expression: str | Expression, /, x: Tensors | None, grad_output: SomeTensors, **tensors: Array
+        self,
+        expression: str | Expression,
+        /,
+        x: Tensors | None,
+        grad_output: SomeTensors,
+        *,
+        output: Literal["values"] | Array = "values",
+        **tensors: Array,
     ) -> tuple[SomeTensors, dict[str, Array]]: ...
 
     async def grad(
-        self, expression: str | Expression, /, x: Tensors | None, grad_output: Tensors, **tensors: Array
-    ) -> Tensors | tuple[Tensors, dict[str, Array]]:
+        self,
+        expression: str | Expression,
+        /,
+        x: Tensors | None,
+        grad_output: Tensors | None = None,
+        *,
+        output: Literal["values", "mask"] | Array = "values",
+        **tensors: Array,
+    ) -> Tensors | AnyMask | tuple[Tensors, dict[str, Array]]:
         """Carry `grad_output`, the gradient of a loss with respect to `y`, back to `x`; see `Client.grad`."""
+        form, tensors = calls.form_of(output, tensors, "mask")
+        if form == "mask":
+            return await self._call(calls.mask(expression, x, grad_output, tensors, self._config.wire))
+        if grad_output is None:
+            raise TypeError("grad_output is missing; only a mask needs x alone")
         grad_x, grads = await self._call(calls.grad(expression, x, grad_output, tensors, self._config.wire))
         return (grad_x, grads) if tensors else grad_x
 

@@ -6,13 +6,14 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Literal, Self, TypeVar, cast, overload
+from typing import Literal, Self, TypeVar, overload
 
 import httpx
 
 from service.client import calls
 from service.client.answers import Answer, AnswerBuffer
-from service.client.calls import Exchange, Kind, Piece, Wire
+from service.client.calls import AnyCodes, AnyMask, Exchange, Kind, Piece, Wire
+from service.client.compact import Codes, Mask, Packed
 from service.client.configuration import (
     DEFAULT_BASE_URL,
     DEFAULT_CONNECTIONS,
@@ -45,7 +46,8 @@ class Client:
             `RetryPolicy`. Every call is a pure function, so that sending it again is safe.
         deadline_s: seconds for one call in all, with its retries and waits; None for no such limit.
         api_key: sent as a bearer key; by default the variable STEQUANT_API_KEY, if there is one.
-        format: 'npy' or 'msgpack'; by default npy where it can hold the call, else msgpack.
+        format: 'npy', 'msgpack' or 'safetensors'; by default npy where it can hold the call, else msgpack.
+            Compact answers always come as safetensors.
         max_connections: calls beyond this many at once wait for a connection.
         uds: path of the Unix socket to connect to, in place of the host and port of `base_url`.
         verify: for https: whether to check certificates, or an `ssl.SSLContext` to check them with.
@@ -94,7 +96,31 @@ class Client:
         self._http = httpx.Client(transport=transport, **config.http)
         self._sleep = sleep
 
-    def quantize(self, expression: str | Expression, /, x: SomeTensors, **tensors: Array) -> SomeTensors:
+    @overload
+    def quantize(
+        self, expression: str | Expression, /, x: SomeTensors, *, output: Literal["values"] | Array = "values", **tensors: Array
+    ) -> SomeTensors: ...
+
+    @overload
+    def quantize(self, expression: str | Expression, /, x: Array, *, output: Literal["codes"], **tensors: Array) -> Codes: ...
+
+    @overload
+    def quantize(self, expression: str | Expression, /, x: Array, *, output: Literal["packed"], **tensors: Array) -> Packed: ...
+
+    @overload
+    def quantize(
+        self, expression: str | Expression, /, x: Tensors, *, output: Literal["codes", "packed"], **tensors: Array
+    ) -> AnyCodes: ...
+
+    def quantize(
+        self,
+        expression: str | Expression,
+        /,
+        x: Tensors,
+        *,
+        output: Literal["values", "codes", "packed"] | Array = "values",
+        **tensors: Array,
+    ) -> Tensors | AnyCodes:
         """Quantize `x` with an operator or a chain of them.
 
         Arguments:
@@ -102,6 +128,8 @@ class Client:
                 or the same as a value, `Clamp(min_value=0, max_value=1) | KBitQuantize(k=4)`.
             x: an array or tensor of any shape, or a list, tuple or dict of them, each quantized on its
                 own: float16, bfloat16 (torch, or NumPy with ml_dtypes), float32 or float64.
+            output: 'codes' for the integers before scaling (`Codes`), 'packed' for those in k bits each
+                (`Packed`): a half to a thirty-second of the bytes come back, and `decode()` gives the same bits.
             tensors: those that the expression names, by their names: of x's dtype, broadcasting to its shape.
 
         Returns:
@@ -120,26 +148,50 @@ class Client:
         array([0.33333334, 0.6666667 ], dtype=float32)
 
         """
-        y = self._call(calls.quantize(expression, x, tensors, self._config.wire))
-        return cast(SomeTensors, y)
+        form, tensors = calls.form_of(output, tensors, "codes", "packed")
+        if form != "values":
+            codes: AnyCodes = self._call(calls.quantize_compactly(expression, x, tensors, self._config.wire, form))
+            return codes
+        return self._call(calls.quantize(expression, x, tensors, self._config.wire))
+
+    @overload
+    def grad(self, expression: str | Expression, /, x: Array, *, output: Literal["mask"]) -> Mask: ...
+
+    @overload
+    def grad(self, expression: str | Expression, /, x: Tensors, *, output: Literal["mask"]) -> AnyMask: ...
 
     @overload
     def grad(self, expression: str | Expression, /, x: Tensors | None, grad_output: SomeTensors) -> SomeTensors: ...
 
     @overload
     def grad(
-        self, expression: str | Expression, /, x: Tensors | None, grad_output: SomeTensors, **tensors: Array
+        self,
+        expression: str | Expression,
+        /,
+        x: Tensors | None,
+        grad_output: SomeTensors,
+        *,
+        output: Literal["values"] | Array = "values",
+        **tensors: Array,
     ) -> tuple[SomeTensors, dict[str, Array]]: ...
 
     def grad(
-        self, expression: str | Expression, /, x: Tensors | None, grad_output: Tensors, **tensors: Array
-    ) -> Tensors | tuple[Tensors, dict[str, Array]]:
+        self,
+        expression: str | Expression,
+        /,
+        x: Tensors | None,
+        grad_output: Tensors | None = None,
+        *,
+        output: Literal["values", "mask"] | Array = "values",
+        **tensors: Array,
+    ) -> Tensors | AnyMask | tuple[Tensors, dict[str, Array]]:
         """Carry `grad_output`, the gradient of a loss with respect to `y`, back to `x`.
 
         Arguments:
             expression: as for `quantize`.
             x: what was quantized; None where no operator of the chain needs it.
             grad_output: in the structure of `x`, each of the dtype and shape of its `x`.
+            output: 'mask' for where the gradient passes (`Mask`), one bit an element; then `x` alone is given.
             tensors: as for `quantize`.
 
         Returns:
@@ -153,6 +205,11 @@ class Client:
         array([3., 0.], dtype=float32)
 
         """
+        form, tensors = calls.form_of(output, tensors, "mask")
+        if form == "mask":
+            return self._call(calls.mask(expression, x, grad_output, tensors, self._config.wire))
+        if grad_output is None:
+            raise TypeError("grad_output is missing; only a mask needs x alone")
         grad_x, grads = self._call(calls.grad(expression, x, grad_output, tensors, self._config.wire))
         return (grad_x, grads) if tensors else grad_x
 

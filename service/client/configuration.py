@@ -12,7 +12,7 @@ import httpx
 
 from service import __version__
 from service.client.answers import Answer, AnswerBuffer
-from service.client.calls import Exchange, Wire
+from service.client.calls import WIRES, Exchange, Wire
 from service.client.retries import Attempts, RetryPolicy
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
@@ -95,8 +95,8 @@ def configure(
     environment: Mapping[str, str] = os.environ,
 ) -> Configuration:
     """A client's arguments, checked: `ValueError` names the one that is not allowed."""
-    if format not in (None, "npy", "msgpack"):
-        raise ValueError(f"format is {format!r}; allowed: 'npy', 'msgpack' or None, which chooses for each call")
+    if format not in (None, *WIRES):
+        raise ValueError(f"format is {format!r}; allowed: {', '.join(map(repr, WIRES))} or None, which chooses for each call")
     if deadline_s is not None and not deadline_s > 0:
         raise ValueError(f"deadline_s is {deadline_s}; allowed: above 0, or None")
     headers = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from service.client.tensors import Array, Tensors
 from service.errors import StructureMismatch
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,8 @@ class Structure:
             return [(f"{field}[{index}]", tensor) for index, tensor in enumerate(value)]
         return [(field, value)]  # type: ignore[list-item]  # a tensor: neither a mapping nor a sequence
 
-    def join(self, tensors: Iterable[Array]) -> Tensors:
-        """The tensors, in this structure's order, as the caller gave his."""
+    def join(self, tensors: Iterable[Item]) -> Item | list[Item] | tuple[Item, ...] | dict[str, Item]:
+        """The tensors, or what came of them, in this structure's order, as the caller gave his."""
         match self.kind:
             case "dict":
                 return dict(zip(self.names or (), tensors, strict=True))

@@ -7,7 +7,7 @@ is done once for each call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from service.call import Call
 from service.device import gathering, memory, tiles
 from service.device.devices import Device
-from service.ops import Expression, Operator
+from service.ops import Expression
 from service.wire.message import Bundle, Message, WireTensor
 
 
@@ -26,7 +26,7 @@ def compute(device: Device, call: Call) -> Message:
 
 def _quantize(device: Device, call: Call) -> Message:
     assert call.x is not None
-    tensors = _parameters(call)
+    tensors = parameters(call)
     results: list[WireTensor] = []
     if call.expression.elementwise and all(tensor.dim() == 0 for tensor in tensors.values()):
         for run in gathering.runs(call.x.tensors):
@@ -36,19 +36,10 @@ def _quantize(device: Device, call: Call) -> Message:
     else:
         for tensor in call.x.tensors:
             elements, placed = gathering.gather(device, (tensor,))
-            _forward_by_segments(device, call.expression, memory.shaped(elements, tensor), tensors)
+            tiles.forward_by_segments(device, call.expression, memory.shaped(elements, tensor), tensors)
             results += placed
     device.synchronize()
     return {"y": Bundle(tuple(results), call.x.names, call.x.single)}
-
-
-def _forward_by_segments(device: Device, expression: Expression, x: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite the host tensor `x` with `expression(x)`, in as few passes over it as its reductions allow."""
-    for segment in expression.segments:
-        if isinstance(segment, Operator):
-            tiles.forward_reduced(device, segment, x)
-        else:
-            tiles.forward_with_tensors(device, segment, x, tensors)
 
 
 def _grad(device: Device, call: Call) -> Message:
@@ -88,7 +79,7 @@ def _elementwise_gradients(
 def _whole_gradients(device: Device, call: Call) -> tuple[list[WireTensor], dict[str, Tensor]]:
     """`grad_x` of each tensor, and the gradient of each tensor parameter, summed over them from left to right."""
     assert call.grad_output is not None
-    tensors = {name: device.lift(tensor) for name, tensor in _parameters(call).items()}
+    tensors = {name: device.lift(tensor) for name, tensor in parameters(call).items()}
     inputs: Sequence[WireTensor | None] = _inputs(call) or [None] * len(call.grad_output.tensors)
     results = []
     totals: dict[str, Tensor] = {}
@@ -104,7 +95,7 @@ def _whole_gradients(device: Device, call: Call) -> tuple[list[WireTensor], dict
     return results, totals
 
 
-def _parameters(call: Call) -> dict[str, Tensor]:
+def parameters(call: Call) -> dict[str, Tensor]:
     """The tensor parameters on the host; those of one element 0-d, so that they meet flat operands."""
     tensors = {}
     for name, parameter in call.tensors.items():

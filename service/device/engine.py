@@ -16,6 +16,7 @@ from torch import Tensor
 from service.call import Call
 from service.device import coalescing, probe, tiles
 from service.device.compute import compute
+from service.device.condense import condense
 from service.device.devices import Device
 from service.device.faults import is_sticky
 from service.device.health import Health
@@ -25,6 +26,7 @@ from service.dtypes import DTYPES
 from service.errors import DeviceFault, Draining
 from service.ops import REGISTRY, Expression, parse
 from service.ops.catalogue import example
+from service.wire.compact import CompactBundle
 from service.wire.message import Bundle, Message, WireTensor
 
 Result = TypeVar("Result")
@@ -107,12 +109,11 @@ class Engine:
 
         Raises `OutOfMemory` when the device has no room for it, `DeviceFault` when the device failed.
         """
-        with self._health:
-            try:
-                return compute(self.device, call)
-            except BaseException as error:
-                self._end_copies(error)
-                raise
+        return self._done(compute, call)
+
+    def condense(self, call: Call) -> CompactBundle:
+        """`run` for a call that asks for a compact answer; `NotRepresentable` where its data have none."""
+        return self._done(condense, call)
 
     def run_in_place(self, expression: Expression, elements: Tensor) -> None:
         """Overwrite 1-d host elements with `expression(elements)`; for elementwise expressions without tensors."""
@@ -128,6 +129,14 @@ class Engine:
             try:
                 tiles.forward(self.device, expression, elements, {})
                 self.device.synchronize()
+            except BaseException as error:
+                self._end_copies(error)
+                raise
+
+    def _done(self, work: Callable[[Device, Call], Result], call: Call) -> Result:
+        with self._health:
+            try:
+                return work(self.device, call)
             except BaseException as error:
                 self._end_copies(error)
                 raise

@@ -54,6 +54,15 @@ def forward_with_tensors(device: Device, expression: Expression, x: Tensor, tens
     _for_each_tile(device, x, tensors, step)
 
 
+def forward_by_segments(device: Device, expression: Expression, x: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite the host tensor `x` with `expression(x)`, in as few passes over it as its reductions allow."""
+    for segment in expression.segments:
+        if isinstance(segment, Operator):
+            forward_reduced(device, segment, x)
+        else:
+            forward_with_tensors(device, segment, x, tensors)
+
+
 def forward_reduced(device: Device, operator: Operator, x: Tensor) -> None:
     """Overwrite the host tensor `x` with `operator(x)`, for an operator that first reduces over all of it."""
 
@@ -92,6 +101,18 @@ def backward_whole(
         return gradients.by_name()
 
     return _again_where_memory_was_short(device, whole)
+
+
+def for_each(device: Device, x: Tensor, work: Callable[[Tensor, int], None]) -> None:
+    """Do `work` on every tile of the 1-d host tensor `x`, in order; it gets the tile, and at which element that starts.
+
+    Tiles are half as large as others, as `work` has results beside them, and all but the last have a multiple of
+    eight elements. Work is done again, in smaller tiles, where memory was short.
+    """
+    start = x.storage_offset()
+    tile_bytes = device.tile_bytes // 2
+    for tile, parts in _cut(x, {}, tile_bytes):
+        _fit(device, tile, parts, lambda part, _: work(part, int(part.storage_offset() - start)), tile_bytes)
 
 
 def _for_each_tile(device: Device, x: Tensor, tensors: Mapping[str, Tensor], step: Step) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -20,6 +20,8 @@ from service.errors import ChainTooLong
 from service.ops import parameters
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 MAX_CHAIN_LENGTH = 32
@@ -73,6 +75,10 @@ class Expression:
         """
         raise NotImplementedError
 
+    def passes(self, x: Tensor) -> Tensor:
+        """The mask outside which `grad_x` is 0 and inside which it is `grad_output`; for gradients that are masks."""
+        raise NotImplementedError
+
     @cached_property
     def elementwise(self) -> bool:
         """Whether each element of `y` depends on the same element of `x` alone."""
@@ -96,6 +102,11 @@ class Expression:
     def backward_is_identity(self) -> bool:
         """Whether `grad_x` is `grad_output` itself, and there is no other gradient."""
         return all(operator.is_straight_through for operator in self.operators)
+
+    @cached_property
+    def gradient_is_mask(self) -> bool:
+        """Whether `grad_x` is `grad_output` where a mask that depends on `x` alone is set, and 0 elsewhere."""
+        return all(operator.gradient_is_masked for operator in self.operators)
 
     @cached_property
     def tensor_names(self) -> tuple[str, ...]:
@@ -141,6 +152,8 @@ class Operator(Expression, BaseModel):
     name: ClassVar[str]
     is_elementwise: ClassVar[bool] = True
     is_straight_through: ClassVar[bool] = False
+    gradient_is_masked: ClassVar[bool] = False
+    has_codes: ClassVar[bool] = False
 
     def __init__(self, *values: object, **keywords: object) -> None:
         """Parameters by position or by keyword.
@@ -169,6 +182,29 @@ class Operator(Expression, BaseModel):
 
         For operators that are not elementwise.
         """
+        raise NotImplementedError
+
+    def vectorized(self, dtype: np.dtype[Any]) -> Callable[[npt.NDArray[Any]], object] | None:
+        """What overwrites a NumPy array of this dtype with `y`; None where NumPy has nothing like it.
+
+        Used by `service.ops.vectors`, which also says what for.
+        """
+        return None
+
+    @property
+    def code_bits(self) -> int | None:
+        """In how many bits the codes of inputs in [0, 1] fit; None where that is not what the operator is about."""
+        return None
+
+    def codes(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """The integers before scaling, in x's dtype, written into `out` where it is given (`out` may be `x`).
+
+        For operators that have codes: `decoded(codes(x))` is `forward(x)`, bit for bit.
+        """
+        raise NotImplementedError
+
+    def decoded(self, codes: Tensor, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """`y` of its codes, for operators that have them."""
         raise NotImplementedError
 
     @property
@@ -233,6 +269,13 @@ class Chain(Expression):
             step = self._operators[index].backward(inputs.get(index), gradient, tensors, out=out)
             gradient, terms = step.grad_x, (*step.terms, *terms)
         return Gradients(gradient, terms)
+
+    def passes(self, x: Tensor) -> Tensor:
+        """Where every operator of the chain lets the gradient pass."""
+        import torch
+
+        masks = [self._operators[index].passes(value) for index, value in self._inputs_that_are_read(x, None).items()]
+        return reduce(torch.logical_and, masks) if masks else torch.ones_like(x, dtype=torch.bool)
 
     def _inputs_that_are_read(self, x: Tensor | None, tensors: Mapping[str, Tensor] | None) -> dict[int, Tensor]:
         read = [index for index, operator in enumerate(self._operators) if operator.reads_x]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import AfterValidator, Field, model_validator
 
 from service.dtypes import DType
@@ -41,6 +43,7 @@ class Clamp(Operator):
     """
 
     name: ClassVar[str] = "clamp"
+    gradient_is_masked: ClassVar[bool] = True
     min_value: Bound = Field(description="lower bound, in units of x")
     max_value: Bound = Field(description="upper bound, in units of x")
 
@@ -68,12 +71,21 @@ class Clamp(Operator):
         """`min(max(x, min_value), max_value)`."""
         return arithmetic.between(x, self.min_value, self.max_value, out=out)
 
+    def vectorized(self, dtype: np.dtype[Any]) -> Callable[[npt.NDArray[Any]], object]:
+        """`min(max(x, min_value), max_value)`."""
+        low, high = dtype.type(self.min_value), dtype.type(self.max_value)
+        return lambda x: x.clip(low, high, x)
+
     def backward(
         self, x: Tensor | None, grad_output: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None
     ) -> Gradients:
         """`grad_output` inside the bounds, 0 outside and at NaN."""
         assert x is not None
         return Gradients(masked(grad_output, x, self.min_value, self.max_value, out=out))
+
+    def passes(self, x: Tensor) -> Tensor:
+        """Inside the bounds."""
+        return arithmetic.inside(x, self.min_value, self.max_value)
 
 
 def masked(grad_output: Tensor, x: Tensor, min_value: float, max_value: float, out: Tensor | None = None) -> Tensor:

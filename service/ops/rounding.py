@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
 
 from service.ops.base import Gradients, Operator, register
 
@@ -15,6 +18,7 @@ class _StraightThrough(Operator):
     """Family of the operators whose gradient is `grad_output` itself."""
 
     is_straight_through: ClassVar[bool] = True
+    gradient_is_masked: ClassVar[bool] = True
 
     def backward(
         self, x: Tensor | None, grad_output: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None
@@ -22,9 +26,29 @@ class _StraightThrough(Operator):
         """`grad_output`, not copied."""
         return Gradients(grad_output)
 
+    def passes(self, x: Tensor) -> Tensor:
+        """Everywhere."""
+        import torch
+
+        return torch.ones_like(x, dtype=torch.bool)
+
+
+class _Rounding(_StraightThrough):
+    """Family of the operators whose values are integers, and so their own codes."""
+
+    has_codes: ClassVar[bool] = True
+
+    def codes(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """The values."""
+        return self.forward(x, out=out)
+
+    def decoded(self, codes: Tensor, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """`codes`."""
+        return codes
+
 
 @register
-class Round(_StraightThrough):
+class Round(_Rounding):
     """Round to the nearest integer, ties to even.
 
     y = round(x)
@@ -45,9 +69,13 @@ class Round(_StraightThrough):
 
         return torch.round(x, out=out)
 
+    def vectorized(self, dtype: np.dtype[Any]) -> Callable[[npt.NDArray[Any]], object]:
+        """`round(x)`."""
+        return lambda x: np.rint(x, x)
+
 
 @register
-class Ceil(_StraightThrough):
+class Ceil(_Rounding):
     """Round up to an integer.
 
     y = ceil(x)
@@ -68,9 +96,13 @@ class Ceil(_StraightThrough):
 
         return torch.ceil(x, out=out)
 
+    def vectorized(self, dtype: np.dtype[Any]) -> Callable[[npt.NDArray[Any]], object]:
+        """`ceil(x)`."""
+        return lambda x: np.ceil(x, x)
+
 
 @register
-class Floor(_StraightThrough):
+class Floor(_Rounding):
     """Round down to an integer.
 
     y = floor(x)
@@ -90,3 +122,7 @@ class Floor(_StraightThrough):
         import torch
 
         return torch.floor(x, out=out)
+
+    def vectorized(self, dtype: np.dtype[Any]) -> Callable[[npt.NDArray[Any]], object]:
+        """`floor(x)`."""
+        return lambda x: np.floor(x, x)

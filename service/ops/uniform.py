@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from service.dtypes import DTYPES, ROUNDS_TO_ZERO, DType
@@ -28,17 +30,31 @@ def step_quantize(x: Tensor, step: float, out: Tensor | None = None) -> Tensor:
     """`round(x / step) * step`."""
     import torch
 
-    codes = torch.round(arithmetic.divide(x, step, out=out), out=out)
-    return torch.mul(codes, step, out=out)
+    return torch.mul(step_codes(x, step, out=out), step, out=out)
+
+
+def step_codes(x: Tensor, step: float, out: Tensor | None = None) -> Tensor:
+    """`round(x / step)`."""
+    import torch
+
+    return torch.round(arithmetic.divide(x, step, out=out), out=out)
 
 
 def k_bit_quantize(x: Tensor, k: int, out: Tensor | None = None) -> Tensor:
     """`round(x * s) / s` with `s = 2**k - 1`."""
+    return arithmetic.divide(k_bit_codes(x, k, out=out), largest_code(k), out=out)
+
+
+def k_bit_codes(x: Tensor, k: int, out: Tensor | None = None) -> Tensor:
+    """`round(x * s)` with `s = 2**k - 1`."""
     import torch
 
-    s = float(1 << k) - 1.0
-    codes = torch.round(torch.mul(x, s, out=out), out=out)
-    return arithmetic.divide(codes, s, out=out)
+    return torch.round(torch.mul(x, largest_code(k), out=out), out=out)
+
+
+def largest_code(k: int) -> float:
+    """`s = 2**k - 1`, the code of 1."""
+    return float(1 << k) - 1.0
 
 
 def affine(q: Tensor, w: float | Tensor, b: float | Tensor, out: Tensor | None = None) -> Tensor:
@@ -65,6 +81,7 @@ class StepQuantize(_StraightThrough):
     """
 
     name: ClassVar[str] = "step_quantize"
+    has_codes: ClassVar[bool] = True
     step: float = Field(gt=0, allow_inf_nan=False, description="distance between neighbouring values of y, in units of x")
 
     def check_dtype(self, dtype: DType) -> None:
@@ -79,6 +96,27 @@ class StepQuantize(_StraightThrough):
     def forward(self, x: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None) -> Tensor:
         """`round(x / step) * step`."""
         return step_quantize(x, self.step, out=out)
+
+    def vectorized(self, dtype: np.dtype[Any]) -> Callable[[npt.NDArray[Any]], object]:
+        """`round(x / step) * step`."""
+        step = dtype.type(self.step)
+
+        def run(x: npt.NDArray[Any]) -> None:
+            np.divide(x, step, x)
+            np.rint(x, x)
+            np.multiply(x, step, x)
+
+        return run
+
+    def codes(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """`round(x / step)`."""
+        return step_codes(x, self.step, out=out)
+
+    def decoded(self, codes: Tensor, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """`codes * step`."""
+        import torch
+
+        return torch.mul(codes, self.step)
 
 
 Bits = Annotated[int, Field(ge=1, le=1023)]
@@ -106,6 +144,7 @@ class KBitQuantize(_StraightThrough):
     """
 
     name: ClassVar[str] = "k_bit_quantize"
+    has_codes: ClassVar[bool] = True
     k: Bits = Field(description="code width, in bits; at most 15 for float16, 127 for bfloat16 and float32, 1023 for float64")
 
     def check_dtype(self, dtype: DType) -> None:
@@ -115,6 +154,30 @@ class KBitQuantize(_StraightThrough):
     def forward(self, x: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None) -> Tensor:
         """`round(x * s) / s`."""
         return k_bit_quantize(x, self.k, out=out)
+
+    def vectorized(self, dtype: np.dtype[Any]) -> Callable[[npt.NDArray[Any]], object]:
+        """`round(x * s) / s`."""
+        s = dtype.type(largest_code(self.k))
+
+        def run(x: npt.NDArray[Any]) -> None:
+            np.multiply(x, s, x)
+            np.rint(x, x)
+            np.divide(x, s, x)
+
+        return run
+
+    @property
+    def code_bits(self) -> int:
+        """`k`."""
+        return self.k
+
+    def codes(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """`round(x * s)`."""
+        return k_bit_codes(x, self.k, out=out)
+
+    def decoded(self, codes: Tensor, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """`codes / s`."""
+        return arithmetic.divide(codes, largest_code(self.k))
 
 
 def _number_or_name(value: Any) -> float | str:
@@ -150,6 +213,7 @@ class AffineKBitQuantize(Operator):
     """
 
     name: ClassVar[str] = "affine_k_bit_quantize"
+    has_codes: ClassVar[bool] = True
     k: Bits = Field(description="code width, in bits; at most 15 for float16, 127 for bfloat16 and float32, 1023 for float64")
     w: NumberOrTensorName = Field(description="weight")
     b: NumberOrTensorName = Field(description="bias")
@@ -170,6 +234,19 @@ class AffineKBitQuantize(Operator):
     def forward(self, x: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None) -> Tensor:
         """`w * k_bit_quantize(x, k) + b`."""
         return affine(k_bit_quantize(x, self.k, out=out), _value(self.w, tensors), _value(self.b, tensors), out=out)
+
+    @property
+    def code_bits(self) -> int:
+        """`k`."""
+        return self.k
+
+    def codes(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """`round(x * s)`."""
+        return k_bit_codes(x, self.k, out=out)
+
+    def decoded(self, codes: Tensor, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """`w * (codes / s) + b`."""
+        return affine(arithmetic.divide(codes, largest_code(self.k)), _value(self.w, tensors), _value(self.b, tensors))
 
     def backward(
         self, x: Tensor | None, grad_output: Tensor, tensors: Mapping[str, Tensor] | None = None, *, out: Tensor | None = None

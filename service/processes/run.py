@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 from types import FrameType
 from typing import NoReturn
@@ -22,6 +23,7 @@ def missing_module() -> str | None:
 
 def run(settings: Settings) -> None:
     """Serve until told to stop, with as many workers as the settings say; `CannotServe` says why that is not possible."""
+    _open_standard_streams()
     # A process with the number 1, as in a container, ignores what it has no handler for: without this one it could not
     # be stopped while it only starts.
     signal.signal(signal.SIGTERM, _end)
@@ -33,6 +35,18 @@ def run(settings: Settings) -> None:
             serve(settings, sock)
         else:
             supervise(settings, sock)
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null in the place of standard streams that were closed.
+
+    Sockets would get their numbers, and libuv ends a process that closes one of these.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _end(_sig: int, _frame: FrameType | None) -> NoReturn:

@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.answer import CALLER_GONE, Answer, problem
-from service.core import PATHS, Core, late
+from service.core import Core, late
 from service.device.buffers import ALIGNMENT
 from service.errors import BadFraming, HeadersTooLarge, Overloaded, RequestTimeout, StequantError, UriTooLong
 from service.head import Head, header_lines
@@ -52,7 +52,8 @@ _LINGER_S = 5.0
 # How long an idle connection is served after SIGTERM: a request may be on its way in it.
 _LAST_CALL_S = 0.5
 
-_HOT_URLS = {path.encode(): path for path in PATHS}
+# The parser also lets through 0.9, which is what a request line without a version counts as, and 2.0.
+_VERSIONS = ("1.1", "1.0")
 
 
 class Phase(enum.Enum):
@@ -304,7 +305,7 @@ class _Http(HttpToolsProtocol):
             self.core.begin(cycle.job, known.terms)
             cycle.body = self.core.pool.take(known.length)
         except StequantError as error:
-            cycle.answer = problem(error)
+            cycle.answer = problem(error, cycle.head.path)
         cycle.take(data)
         self.cycle = cycle  # type: ignore[assignment]
         self._begin(cycle)
@@ -421,6 +422,9 @@ class _Http(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head is complete: hot requests with an announced length stay here, others are uvicorn's."""
+        version = self.parser.get_http_version()
+        if version not in _VERSIONS:
+            raise BadFraming(f"the request is of HTTP/{version}; allowed: {', '.join(_VERSIONS)}")
         self.body_deadline = self.reaper.now + self.settings.body_timeout_s
         waits = self.cycle is not None and not self.cycle.response_complete
         if waits and len(self.pipeline) >= self.settings.max_pipelined:
@@ -429,12 +433,11 @@ class _Http(HttpToolsProtocol):
         if not waits:
             self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
         target, _, query = self.url.partition(b"?")
-        path = _HOT_URLS.get(target)
+        path = self.core.urls.get(target)
         length = _announced_length(self.headers) if path is not None and b"#" not in query else None
         if path is None or length is None:
             self._hand_to_uvicorn()
             return
-        version = self.parser.get_http_version()
         head = Head(self.parser.get_method().decode("ascii"), path, query, self.headers, version)
         cycle = DirectCycle(
             head,
@@ -500,7 +503,7 @@ class _Http(HttpToolsProtocol):
             self.core.admit(cycle.job, cycle.head)
             cycle.body = self.core.pool.take(cycle.length)
         except StequantError as error:
-            cycle.answer = problem(error)
+            cycle.answer = problem(error, cycle.head.path)
             # What follows a request whose framing is in doubt might be a part of it.
             cycle.keep_alive = cycle.keep_alive and not isinstance(error, BadFraming)
 
@@ -732,7 +735,7 @@ class _Http(HttpToolsProtocol):
                 self._respond(cycle, late(cycle.job))
                 return
             self._cut("slow_body")
-            self._respond(cycle, problem(self._body_timeout()))
+            self._respond(cycle, problem(self._body_timeout(), cycle.head.path))
         elif cycle is not None and not cycle.response_complete:
             self._cut("slow_body")
             self._refuse(self._body_timeout())

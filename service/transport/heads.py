@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from service.core import Terms
+from service.core import Admitted
 from service.head import Head
 
 HEAD_END = b"\r\n\r\n"
@@ -22,7 +22,7 @@ class Known(NamedTuple):
     """What the bytes of a head say: a hot request that was admitted, whose body has `length` bytes, at least one."""
 
     head: Head
-    terms: Terms
+    terms: Admitted
     length: int
     keep_alive: bool
     request_id: bytes | None

@@ -1,6 +1,6 @@
 """The wire formats: which there are, and which one a request and its answer are written in.
 
-A format is one module with `MEDIA_TYPE`, `ALIASES`, `HOLDS_NAMES`, `decode` and `encode`, and one line below.
+A format is one module with `MEDIA_TYPE`, `ALIASES`, `HOLDS_NAMES`, `decode`, `encode` and `encode_compact`, and one line below.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 from service.errors import NotAcceptable, UnsupportedMediaType
-from service.wire import json, msgpack, npy
+from service.wire import json, msgpack, npy, safetensors
+from service.wire.compact import CompactBundle
 from service.wire.message import Bundle, Message, WireTensor
 
 __all__ = [
@@ -32,8 +33,8 @@ class Format:
     """One wire format.
 
     `decode(body, fields, max_tensors)` reads a message: `fields` says what the arrays of a format
-    without names are, in turn. `encode(message)` writes one, in pieces. `holds_names` says whether it has
-    a place for the names of tensor parameters and their gradients.
+    without names are, in turn. `encode(message)` writes one, in pieces, `encode_compact(bundle)` a compact
+    answer. `holds_names` says whether it has a place for the names of tensor parameters and their gradients.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Format:
     aliases: tuple[str, ...]
     decode: Callable[[memoryview, tuple[str, ...], int], dict[str, Bundle]]
     encode: Callable[[Message], list[bytes | memoryview]]
+    encode_compact: Callable[[CompactBundle], list[bytes | memoryview]]
     holds_names: bool
 
     @property
@@ -51,13 +53,14 @@ class Format:
 
 def _format(codec: ModuleType) -> Format:
     name = codec.__name__.rpartition(".")[2]
-    return Format(name, codec.MEDIA_TYPE, codec.ALIASES, codec.decode, codec.encode, codec.HOLDS_NAMES)
+    return Format(name, codec.MEDIA_TYPE, codec.ALIASES, codec.decode, codec.encode, codec.encode_compact, codec.HOLDS_NAMES)
 
 
 FORMATS: dict[str, Format] = {
     "npy": _format(npy),
     "msgpack": _format(msgpack),
     "json": _format(json),
+    "safetensors": _format(safetensors),
 }
 
 BY_MEDIA_TYPE: dict[str, Format] = {media_type: form for form in FORMATS.values() for media_type in form.media_types}

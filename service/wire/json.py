@@ -21,6 +21,7 @@ import numpy as np
 
 from service.dtypes import DTYPES, DType, dtype
 from service.errors import BadTensor, MalformedBody, NotAcceptable, TooManyTensors
+from service.wire.compact import CompactBundle, CompactPart, document
 from service.wire.layout import DESCR_OF, MAX_DIMENSIONS, byte_length, bytes_of, in_c_order
 from service.wire.message import Bundle, Message, WireTensor
 
@@ -33,7 +34,7 @@ Value = dict[str, "Value"] | list["Value"] | str | int | float | bool | None
 
 _TENSOR_KEYS = frozenset({"dtype", "shape", "data"})
 _NESTED_DTYPE = DTYPES["float32"]
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def decode(body: memoryview, _fields: tuple[str, ...], max_tensors: int) -> dict[str, Bundle]:
@@ -42,7 +43,8 @@ def decode(body: memoryview, _fields: tuple[str, ...], max_tensors: int) -> dict
     Raises `MalformedBody` for what RFC 8259 does not allow, duplicate keys, and data that contradict
     their shape; `BadTensor` for values that are no tensor; `UnsupportedDtype`; `TooManyTensors`.
     """
-    document = _document(body)
+    # The message, a map of names for each field, and each tensor.
+    document = parsed(body, most_maps=1 + 2 * max_tensors)
     if not isinstance(document, dict):
         raise BadTensor(f"the body must be a map of names to tensors, not {_kind(document)}")
     message: dict[str, Bundle] = {}
@@ -62,17 +64,48 @@ def encode(message: Message) -> list[bytes | memoryview]:
     return [json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")]
 
 
+def encode_compact(bundle: CompactBundle) -> list[bytes | memoryview]:
+    """The maps of a compact answer, as one piece; elements are flat lists of numbers in C order."""
+    return [json.dumps(document(bundle, _numbers_of), separators=(",", ":"), allow_nan=False).encode("ascii")]
+
+
 # Reading --------------------------------------------------------------------------------------------
 
 
-def _document(body: memoryview) -> Value:
+def _no_constant(literal: str) -> float:
+    raise ValueError(f"{literal} is not JSON; non-finite numbers are the strings {', '.join(NON_FINITE)}")
+
+
+def parsed(body: memoryview, constant: Callable[[str], float] = _no_constant, *, most_maps: int | None = None) -> Value:
+    """What the text says; `MalformedBody` for what RFC 8259 does not allow, and for duplicate keys.
+
+    `constant` says what `NaN`, `Infinity` and `-Infinity` are, which are not JSON. `TooManyTensors` beyond
+    `most_maps`, before the rest is read: a million empty maps, which are 3 MB, take half a second.
+    """
+    read_map = _map if most_maps is None else _at_most(most_maps)
     try:
-        document: Value = json.loads(str(body, "utf-8"), object_pairs_hook=_map, parse_constant=_no_constant, parse_int=_integer)
+        document: Value = json.loads(str(body, "utf-8"), object_pairs_hook=read_map, parse_constant=constant, parse_int=_integer)
+    except TooManyTensors:
+        raise
     except RecursionError:
         raise MalformedBody("the body is nested too deeply") from None
     except ValueError as error:  # of json, of the UTF-8 codec, of int() for too many digits, and ours
         raise MalformedBody(f"the body is not valid JSON: {str(error)[:200]}") from None
     return document
+
+
+def _at_most(most_maps: int) -> Callable[[list[tuple[str, Value]]], dict[str, Value]]:
+    """`_map` for so many maps."""
+    left = most_maps
+
+    def counted_map(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise TooManyTensors(f"the body holds more than {most_maps} maps, which are more than its tensors may need")
+        return _map(pairs)
+
+    return counted_map
 
 
 def _map(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
@@ -85,10 +118,6 @@ def _map(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
         # Half of a surrogate pair, which JSON can write as an escape, is no text in any other format.
         key.encode("utf-8")
     return entries
-
-
-def _no_constant(literal: str) -> float:
-    raise ValueError(f"{literal} is not JSON; non-finite numbers are the strings {', '.join(_NON_FINITE)}")
 
 
 def _integer(literal: str) -> int | float:
@@ -128,28 +157,38 @@ def _plain_tensor(value: Value, where: str) -> WireTensor:
     name, shape, data = value["dtype"], value["shape"], value["data"]
     if not isinstance(name, str):
         raise MalformedBody(f"{where}.dtype must be a string, not {_kind(name)}")
-    dimensions = _shape(shape, where)
+    dimensions = shape_of(shape, f"{where}.shape")
     if not isinstance(data, list):
         raise MalformedBody(f"{where}.data must be a flat list of numbers, not {_kind(data)}")
     tensor_dtype = dtype(name)
     expected = byte_length(dimensions, tensor_dtype) // tensor_dtype.itemsize
     if len(data) != expected:
         raise MalformedBody(f"{where}.data has {len(data)} elements; shape {list(dimensions)} has {expected}")
-    numbers = _numbers(data, lambda i: f"{where}.data[{i}]")
-    return WireTensor(tensor_dtype, dimensions, _rounded(numbers, tensor_dtype))
+    return WireTensor(tensor_dtype, dimensions, rounded(numbers(data, lambda i: f"{where}.data[{i}]"), tensor_dtype))
 
 
-def _shape(value: Value, where: str) -> tuple[int, ...]:
+def shape_of(value: Value, where: str) -> tuple[int, ...]:
+    """The dimensions that a list says; `MalformedBody` for anything else."""
     shape = value if isinstance(value, list) else [None]
     # `type`, not `isinstance`: true is no dimension.
     dimensions = tuple(dimension for dimension in shape if type(dimension) is int and dimension >= 0)
     if len(dimensions) < len(shape):
-        raise MalformedBody(f"{where}.shape must be a list of ints of at least 0")
+        raise MalformedBody(f"{where} must be a list of ints of at least 0")
     return dimensions
 
 
 def _nested_tensor(value: Value, where: str) -> WireTensor:
-    """The one tensor that nested lists are: level by level, all entries are lists of one length, or numbers."""
+    """The one tensor that nested lists are."""
+    shape, values = flattened(value, where)
+    read = numbers(values, lambda i: f"{where}{_index(i, shape)}")
+    return WireTensor(_NESTED_DTYPE, shape, rounded(read, _NESTED_DTYPE), style="nested")
+
+
+def flattened(value: Value, where: str) -> tuple[tuple[int, ...], Sequence[Any]]:
+    """Shape and entries of nested lists: level by level, all entries are lists of one length, or none is a list.
+
+    Raises `BadTensor` for ragged lists, `MalformedBody` for more dimensions than there can be.
+    """
     shape: list[int] = []
     level: Sequence[Any] = [value]
     while level and all(type(item) is list for item in level):
@@ -162,11 +201,10 @@ def _nested_tensor(value: Value, where: str) -> WireTensor:
         level = list(chain.from_iterable(level))
     if list in set(map(type, level)):
         raise BadTensor(f"{where} is ragged: in dimension {len(shape)} there are lists beside other values")
-    numbers = _numbers(level, lambda i: f"{where}{_index(i, shape)}")
-    return WireTensor(_NESTED_DTYPE, tuple(shape), _rounded(numbers, _NESTED_DTYPE), style="nested")
+    return tuple(shape), level
 
 
-def _numbers(values: Sequence[Any], where: Callable[[int], str]) -> np.ndarray[Any, Any]:
+def numbers(values: Sequence[Any], where: Callable[[int], str]) -> np.ndarray[Any, Any]:
     """The values as float64; `where` names the one that is no number."""
     if set(map(type, values)) <= {float}:
         return np.array(values, np.float64)
@@ -181,12 +219,12 @@ def _number(value: Value, where: Callable[[int], str], i: int) -> float:
             return float(value)
         except OverflowError:
             return math.inf if value > 0 else -math.inf
-    if isinstance(value, str) and value in _NON_FINITE:
-        return _NON_FINITE[value]
-    raise BadTensor(f"{where(i)} must be a number or one of the strings {', '.join(_NON_FINITE)}, not {_kind(value)}")
+    if isinstance(value, str) and value in NON_FINITE:
+        return NON_FINITE[value]
+    raise BadTensor(f"{where(i)} must be a number or one of the strings {', '.join(NON_FINITE)}, not {_kind(value)}")
 
 
-def _rounded(numbers: np.ndarray[Any, Any], to: DType) -> memoryview:
+def rounded(numbers: np.ndarray[Any, Any], to: DType) -> memoryview:
     """The bytes of float64 numbers, rounded to the dtype."""
     with np.errstate(over="ignore", invalid="ignore"):
         if to.name != "bfloat16":
@@ -199,7 +237,7 @@ def _rounded(numbers: np.ndarray[Any, Any], to: DType) -> memoryview:
     return bytes_of(words.astype("<u2"))
 
 
-def _index(i: int, shape: list[int]) -> str:
+def _index(i: int, shape: tuple[int, ...]) -> str:
     """The position of the i-th element, as one would write it: `[1][0]`."""
     indices: list[int] = []
     for dimension in reversed(shape):
@@ -250,15 +288,26 @@ def _written_plain(tensor: WireTensor) -> Value:
     return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), "data": _elements(tensor)}
 
 
-def _elements(tensor: WireTensor) -> list[Value]:
-    """The elements in C order, as Python numbers, the non-finite ones as strings."""
+def array_of(tensor: WireTensor) -> np.ndarray[Any, Any]:
+    """The elements in C order, 1-d; those of bfloat16 as the float32 that equal them."""
     data = in_c_order(tensor)
     if tensor.dtype.name == "bfloat16":
-        array = (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
-    else:
-        array = np.frombuffer(data, DESCR_OF[tensor.dtype.name])
+        return (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
+    return np.frombuffer(data, DESCR_OF[tensor.dtype.name])
+
+
+def _elements(tensor: WireTensor) -> list[Value]:
+    """The elements in C order, as Python numbers, the non-finite ones as strings."""
+    array = array_of(tensor)
     elements: list[Value] = array.tolist()
     for i in np.flatnonzero(~np.isfinite(array)):
         element = array[i]
         elements[i] = "NaN" if np.isnan(element) else "Infinity" if element > 0 else "-Infinity"
     return elements
+
+
+def _numbers_of(part: CompactPart) -> list[Value]:
+    if part.dtype in DTYPES:
+        return _elements(WireTensor(DTYPES[part.dtype], part.shape, part.data))
+    integers: list[Value] = np.frombuffer(part.data, part.dtype).tolist()
+    return integers

@@ -9,11 +9,13 @@ does not have, and a header that repeats the one before is compared, not read.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 from service.dtypes import DTYPES, DType, dtype
 from service.errors import BadTensor, MalformedBody, NotAcceptable, NotAllowed, TooManyTensors, UnsupportedDtype
+from service.wire.compact import CompactBundle, document
 from service.wire.layout import DESCR_OF, DTYPE_OF_DESCR, MAX_DIMENSIONS, byte_length, in_c_order, swapped
 from service.wire.message import Bundle, Message, Style, WireTensor
 
@@ -77,6 +79,19 @@ def encode(message: Message) -> list[bytes | memoryview]:
     if between:
         pieces.append(between)
     return pieces
+
+
+def encode_compact(bundle: CompactBundle) -> list[bytes | memoryview]:
+    """The maps of a compact answer, in pieces; elements are bins, little-endian, in C order."""
+    pieces: list[bytes | memoryview] = []
+    between = b""
+    for piece in _pieces_of(document(bundle, lambda part: part.data)):
+        if isinstance(piece, bytes):
+            between += piece
+        elif piece.nbytes:
+            pieces += (between, piece)
+            between = b""
+    return [*pieces, between] if between else pieces
 
 
 # Reading: the messages ------------------------------------------------------------------------------
@@ -269,7 +284,10 @@ class _Reader:
                 f"an array of type {descr[:80]!r} and kind {array_kind[:80]!r} is not supported; "
                 f"allowed types: {', '.join(DTYPE_OF_DESCR)}"
             )
-        return DTYPE_OF_DESCR[descr]
+        read_dtype, is_swapped = DTYPE_OF_DESCR[descr]
+        if array_kind == "V" and read_dtype.name != "bfloat16":
+            raise UnsupportedDtype(f"an array of type {descr!r} is not of kind 'V'; of that kind only bfloat16 is supported")
+        return read_dtype, is_swapped
 
     def only_field(self, at: int) -> int:
         """Where the type in `[["", type]]` is; `at` itself where something else stands."""
@@ -470,6 +488,27 @@ def _head(kind: str, number: int) -> bytes:
         if number < 256**width:
             return bytes((code,)) + number.to_bytes(width, "big")
     raise NotAcceptable(f"msgpack cannot hold a {kind} of {number}")
+
+
+def _pieces_of(value: object) -> Iterator[bytes | memoryview]:
+    """A map, list, text, int or bin, as it is written."""
+    match value:
+        case dict():
+            yield _head("map", len(value))
+            for key, item in value.items():
+                yield _text(key)
+                yield from _pieces_of(item)
+        case list():
+            yield _head("array", len(value))
+            for item in value:
+                yield from _pieces_of(item)
+        case str():
+            yield _text(value)
+        case int():
+            yield _head("int", value)
+        case memoryview():
+            yield _head("bin", value.nbytes)
+            yield value
 
 
 def _text(text: str) -> bytes:

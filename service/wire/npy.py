@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
 from service.dtypes import DType
 from service.errors import MalformedBody, NotAcceptable, OddArrayCount, StructureMismatch, TooManyTensors, UnsupportedDtype
+from service.wire.compact import CompactBundle
 from service.wire.layout import DESCR_OF, DTYPE_OF_DESCR, MAX_DIMENSIONS, byte_length, swapped
 from service.wire.message import Bundle, Message, WireTensor
 
@@ -101,6 +104,25 @@ def encode(message: Message) -> list[bytes | memoryview]:
     return pieces
 
 
+def encode_compact(bundle: CompactBundle) -> list[bytes | memoryview]:
+    """The codes, or the bytes of packed ones or of a mask, as arrays back to back; names are dropped.
+
+    Raises `NotAcceptable` for codes with exceptions: npy has no place for them.
+    """
+    pieces: list[bytes | memoryview] = []
+    for tensor in bundle.tensors:
+        if tensor.exceptions.count:
+            raise NotAcceptable(
+                f"npy cannot hold the {tensor.exceptions.count} elements that no code stands for (NaN, infinities, -0.0, values "
+                "outside); msgpack, JSON and safetensors can, or ask for output=values"
+            )
+        elements = next(tensor.parts())
+        pieces.append(_header_text(np.dtype(elements.dtype).str, elements.shape, fortran=False))
+        if elements.data.nbytes:
+            pieces.append(elements.data)
+    return pieces
+
+
 def _in_turn(message: Message) -> Iterator[WireTensor]:
     if len(message) == 1:
         (bundle,) = message.values()
@@ -115,8 +137,13 @@ def _in_turn(message: Message) -> Iterator[WireTensor]:
 
 @lru_cache(maxsize=1024)
 def _written_header(dtype_name: str, shape: tuple[int, ...], fortran: bool) -> bytes:
+    """The bytes before the data of one of the four dtypes."""
+    return _header_text(DESCR_OF[dtype_name], shape, fortran=fortran)
+
+
+def _header_text(descr: str, shape: tuple[int, ...], *, fortran: bool) -> bytes:
     """The bytes before the data, exactly as `numpy.lib.format` writes them (version 1.0)."""
-    text = f"{{'descr': {DESCR_OF[dtype_name]!r}, 'fortran_order': {fortran}, 'shape': {shape}, }}"
+    text = f"{{'descr': {descr!r}, 'fortran_order': {fortran}, 'shape': {shape}, }}"
     if shape:
         # NumPy leaves room for the growing dimension to become as long as 8 * 2**64 - 1.
         text += " " * (21 - len(repr(shape[-1 if fortran else 0])))

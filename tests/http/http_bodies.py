@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import msgpack
 import msgpack_numpy
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
 NPY, MSGPACK, JSON = "application/x-npy", "application/vnd.msgpack", "application/json"
-MEDIA_TYPES = {"npy": NPY, "msgpack": MSGPACK, "json": JSON}
+SAFETENSORS = "application/vnd.safetensors"
+MEDIA_TYPES = {"npy": NPY, "msgpack": MSGPACK, "json": JSON, "safetensors": SAFETENSORS}
 
 Bundle = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 NUMPY_DTYPES = {name: np.dtype(name) for name in ("float16", "float32", "float64")} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -76,8 +78,20 @@ def encode(form: str, message: Mapping[str, Bundle]) -> bytes:
         return bytes(msgpack.packb(arrays, default=msgpack_numpy.encode))
     if form == "json":
         return json.dumps({name: _structured(bundle, json_map) for name, bundle in message.items()}).encode()
+    if form == "safetensors":
+        return safetensors.torch.save(dict(_flat(message)))
     lists = [[bundle] if isinstance(bundle, Tensor) else list(bundle) for bundle in message.values()]
     return npy(*(x for turn in zip(*lists, strict=True) for x in turn))
+
+
+def _flat(message: Mapping[str, Bundle]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors as a file of safetensors names them; the library wants each in memory of its own."""
+    for field, bundle in message.items():
+        if isinstance(bundle, Tensor):
+            yield field, bundle.contiguous().clone()
+            continue
+        named = bundle.items() if isinstance(bundle, Mapping) else enumerate(bundle)
+        yield from ((f"{field}.{name}", x.contiguous().clone()) for name, x in named)
 
 
 def read_npy(body: bytes) -> list[np.ndarray[Any, Any]]:
@@ -87,6 +101,18 @@ def read_npy(body: bytes) -> list[np.ndarray[Any, Any]]:
         array = np.load(stream, allow_pickle=False)
         arrays.append(array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array)
     return arrays
+
+
+def nested(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The tensors of a file by field; those of `field.name` by name."""
+    message: dict[str, Any] = {}
+    for called, x in tensors.items():
+        field, dot, name = called.partition(".")
+        if dot:
+            message.setdefault(field, {})[name] = x
+        else:
+            message[field] = x
+    return message
 
 
 def from_map(value: Mapping[str, Any]) -> Tensor:
@@ -123,6 +149,8 @@ def decode(media_type: str, body: bytes, result: str) -> dict[str, Any]:
         case "application/x-npy" | "application/vnd.numpy":
             tensors = [to_torch(array) for array in read_npy(body)]
             return {result: tensors[0] if len(tensors) == 1 else tensors}
+        case "application/vnd.safetensors":
+            return nested(safetensors.torch.load(body))
         case "application/json":
             document = json.loads(body)
         case "application/vnd.msgpack" | "application/msgpack" | "application/x-msgpack":

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 from http_app import Raw, RawAnswer, Service, body_messages, exchange, messages, settings
-from http_bodies import JSON, MSGPACK, NPY, encode, npy
+from http_bodies import JSON, MSGPACK, NPY, SAFETENSORS, encode, npy
 from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 from referencing import Registry, Resource
@@ -374,10 +374,11 @@ def test_the_api_document_lists_every_path_format_operator_and_parameter(documen
             "application/msgpack",
             "application/x-msgpack",
             JSON,
+            SAFETENSORS,
         }
-        assert set(operation["responses"]["200"]["content"]) >= {NPY, MSGPACK, JSON}
+        assert set(operation["responses"]["200"]["content"]) >= {NPY, MSGPACK, JSON, SAFETENSORS}
         parameters = {parameter["name"]: parameter for parameter in operation["parameters"]}
-        assert set(parameters) == {"op", "min_value", "max_value", "step", "k", "w", "b", "eps"}
+        assert set(parameters) == {"op", "output", "min_value", "max_value", "step", "k", "w", "b", "eps"}
         assert parameters["op"]["required"]
         assert not any(parameter["required"] for name, parameter in parameters.items() if name != "op")
         written = json.dumps(parameters["op"]) + operation["description"]

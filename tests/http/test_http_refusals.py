@@ -645,17 +645,20 @@ PATHS = [
             ("POST", "/healthz"),
             ("DELETE", "/metrics"),
             ("PUT", "/docs"),
+            ("POST", "/"),
             ("POST", "/openapi.json"),
         ]
     ),
     *(
         Bad(f"{method} {path}", 404, "not_found", (path,), path=path, method=method, body=b"" if method == "GET" else BODY)
         for method, path in product(
-            ("GET", "POST"), ["/", "/quantise", "/quantize/float32", "/QUANTIZE", "/v1/quantize", "/redoc", "/.env"]
+            ("GET", "POST"), ["/quantise", "/quantize/float32", "/QUANTIZE", "/v1/quantize", "/redoc", "/.env"]
         )
     ),
     Bad("an asset that is none", 404, "not_found", (), path="/docs/assets/nothing.js", method="GET", body=b""),
     Bad("a file outside", 404, "not_found", (), path="/docs/assets/..%2f__init__.py", method="GET", body=b""),
+    Bad("a module of the page's package", 404, "not_found", (), path="/page/__init__.py", method="GET", body=b""),
+    Bad("a file outside of the page", 404, "not_found", (), path="/page/..%2fpy.typed", method="GET", body=b""),
 ]
 
 TABLE = QUERIES + DTYPES + NPY_BODIES + MSGPACK_BODIES + JSON_BODIES + AGREEMENT + TOO_MANY + MEDIA + PATHS

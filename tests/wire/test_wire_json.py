@@ -95,7 +95,7 @@ def test_bfloat16_rounds_every_float32_boundary_to_even() -> None:
     words = np.concatenate([halves | low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
     singles = words.view(np.float32)
     singles = singles[np.isfinite(singles)]
-    found = json._rounded(singles.astype(np.float64), DTYPES["bfloat16"])
+    found = json.rounded(singles.astype(np.float64), DTYPES["bfloat16"])
     assert found == singles.astype(ml_dtypes.bfloat16).view(np.uint8).data
 
 

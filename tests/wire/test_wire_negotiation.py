@@ -15,6 +15,7 @@ MEDIA_TYPES = {
     "npy": ("application/x-npy", "application/vnd.numpy"),
     "msgpack": ("application/vnd.msgpack", "application/msgpack", "application/x-msgpack"),
     "json": ("application/json",),
+    "safetensors": ("application/vnd.safetensors",),
 }
 
 
@@ -46,12 +47,13 @@ def test_a_media_type_that_is_asked_for_is_answered_by_that_name(media_type: str
     assert negotiate(media_type, FORMATS[request_name])[0][0] is BY_MEDIA_TYPE[media_type]
 
 
-NPY, NUMPY, MSGPACK, SHORT_MSGPACK, JSON = (
+NPY, NUMPY, MSGPACK, SHORT_MSGPACK, JSON, SAFETENSORS = (
     "application/x-npy",
     "application/vnd.numpy",
     "application/vnd.msgpack",
     "application/msgpack",
     "application/json",
+    "application/vnd.safetensors",
 )
 
 
@@ -63,12 +65,12 @@ NPY, NUMPY, MSGPACK, SHORT_MSGPACK, JSON = (
         (f"{MSGPACK}, {JSON}", "npy", [MSGPACK, JSON]),
         (f"{JSON}, {NPY}", "npy", [NPY, JSON]),
         (f"{SHORT_MSGPACK}, {MSGPACK}", "msgpack", [SHORT_MSGPACK, MSGPACK]),
-        (f"{JSON}, */*;q=0.1", "npy", [JSON, NPY, MSGPACK]),
-        (f"{JSON}, text/plain, */*", "npy", [NPY, JSON, MSGPACK]),
-        (f"*/*, {NPY};q=0", "npy", [MSGPACK, JSON]),
+        (f"{JSON}, */*;q=0.1", "npy", [JSON, NPY, MSGPACK, SAFETENSORS]),
+        (f"{JSON}, text/plain, */*", "npy", [NPY, JSON, MSGPACK, SAFETENSORS]),
+        (f"*/*, {NPY};q=0", "npy", [MSGPACK, JSON, SAFETENSORS]),
         (f"application/*;q=0, */*, {JSON};q=0.2", "npy", [JSON]),
-        (f"*/*;q=0.3, application/*;q=0.9, {JSON};q=0.1", "npy", [NPY, MSGPACK, JSON]),
-        (f"{NUMPY};q=0.5, */*;q=0.4", "json", [NUMPY, JSON, NPY, MSGPACK]),
+        (f"*/*;q=0.3, application/*;q=0.9, {JSON};q=0.1", "npy", [NPY, MSGPACK, SAFETENSORS, JSON]),
+        (f"{NUMPY};q=0.5, */*;q=0.4", "json", [NUMPY, JSON, NPY, MSGPACK, SAFETENSORS]),
         ("Application/JSON;Q=0.9;charset=utf-8", "npy", [JSON]),
         (f" {JSON} ; charset=utf-8 ; q=0.9 , text/html", "npy", [JSON]),
         (f"{JSON};q=high, {MSGPACK};q=0.9", "npy", [JSON, MSGPACK]),

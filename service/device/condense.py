@@ -1,0 +1,318 @@
+"""Compact answers, computed on a device: codes, packed codes and masks, a tile at a time.
+
+A tile is quantized up to its codes, looked over and written as integers while it is in cache; nothing of the
+size of the operand is allocated where the answer fits into the operand's own memory, tile behind tile. Where
+nothing bounds the codes, they are computed first, in place, to find the smallest integers that hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from service.call import Call
+from service.device import memory, tiles
+from service.device.compute import parameters
+from service.device.devices import Device
+from service.device.packing import Scratch, pack, pack_mask
+from service.errors import NotRepresentable
+from service.ops import Operator
+from service.ops.codes import Interval, code_interval, prefix
+from service.wire.compact import NO_EXCEPTIONS, CompactBundle, CompactTensor, Exceptions, Form, packed_bytes
+from service.wire.layout import in_c_order
+from service.wire.message import WireTensor
+
+# Exceptions cost more than the values that they stand for: beyond an eighth of the elements nothing is won.
+_EXCEPTIONS_SHARE = 8
+# So many are allowed in small tensors too.
+_EXCEPTIONS_ALLOWED = 64
+# From here on the largest code may be 2**31, which is no int32.
+_WIDE_BITS = 31
+
+# The integers of codes, smallest first; where both fit, the unsigned one.
+_INTEGERS: dict[str, torch.dtype] = {
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "uint16": torch.uint16,
+    "int16": torch.int16,
+    "uint32": torch.uint32,
+    "int32": torch.int32,
+    "int64": torch.int64,
+}
+# As integers, the bits of -0.0 are the smallest there are, and those of NaN and inf larger than those of finite numbers.
+_BITS_OF: dict[torch.dtype, torch.dtype] = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """Where codes are kept: integers from `low` to `high`, `bits` bits each.
+
+    A code is the number that its integer becomes in the tensor's dtype. That may be `high + 1` for `high`
+    itself: 2**k - 1 is 2**k in a dtype of fewer digits. `top` is the code of `high`. Signed integers have
+    one that stands for the code -0.0, the smallest of all, which is `low - 1`.
+    """
+
+    name: str
+    bits: int
+    low: int
+    high: int
+    top: float
+
+    @classmethod
+    def of_integers(cls, name: str, dtype: torch.dtype) -> Container:
+        """All integers of a dtype."""
+        info = torch.iinfo(_INTEGERS[name])
+        return cls(name, info.bits, info.min + 1 if info.min else 0, info.max, _as_code(info.max, dtype))
+
+    @classmethod
+    def of_bits(cls, bits: int, dtype: torch.dtype) -> Container:
+        """Integers to be packed."""
+        return cls("uint8", bits, 0, 2**bits - 1, _as_code(2**bits - 1, dtype))
+
+    @classmethod
+    def smallest(cls, interval: Interval, dtype: torch.dtype, *, signed: bool = False) -> Container:
+        """The smallest one that holds an interval; the largest where none does. One that must be `signed` holds -0.0 too."""
+        choices = [cls.of_integers(name, dtype) for name in _INTEGERS if not (signed and name.startswith("u"))]
+        return next((one for one in choices if one.low <= interval.low and interval.high <= one.top), choices[-1])
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether there are integers below 0."""
+        return self.low < 0
+
+
+class _Found(NamedTuple):
+    """Exceptions of one tile, still as tensors: flat positions in the whole, and the codes there."""
+
+    positions: Tensor
+    codes: Tensor
+
+
+def condense(device: Device, call: Call) -> CompactBundle:
+    """The compact answer to a call. Operands are overwritten.
+
+    Raises `NotRepresentable` where more of the elements are exceptions than is worth it.
+    """
+    field = "y" if call.kind == "quantize" else "grad_x"
+    assert call.x is not None
+    form = _mask if call.output == "mask" else _codes
+    results = tuple(form(device, call, tensor) for tensor in call.x.tensors)
+    return CompactBundle(field, results, call.x.names, call.x.single)
+
+
+# Masks ----------------------------------------------------------------------------------------------
+
+
+def _mask(device: Device, call: Call, x: WireTensor) -> CompactTensor:
+    elements = _elements(x)
+    stream = _answer_memory(elements, packed_bytes(x.size, 1))
+    scratch = Scratch()
+
+    def write(tile: Tensor, at: int) -> None:
+        passes = call.expression.passes(device.lift(tile))
+        _write(device, pack_mask(passes, scratch), stream, at // 8)
+
+    tiles.for_each(device, elements, write)
+    device.synchronize()
+    return CompactTensor("mask", x.dtype, x.shape, memory.data_of(stream))
+
+
+# Codes ----------------------------------------------------------------------------------------------
+
+
+def _codes(device: Device, call: Call, x: WireTensor) -> CompactTensor:
+    elements = _elements(x)
+    scratch = Scratch()
+    coder = _coder(device, call, elements.view(x.shape), scratch)
+    container = _known_container(call, elements.dtype)
+    if container is None:
+        container = _measured(device, elements, coder)
+        coder = _as_they_are
+    form: Form = "packed" if call.output == "packed" else "codes"
+    stream = _answer_memory(elements, packed_bytes(x.size, container.bits))
+    found: list[_Found] = []
+
+    def write(tile: Tensor, at: int) -> None:
+        codes = coder(device.lift(tile))
+        exceptions = _exceptions_among(codes, container)
+        here = None if exceptions is None else _Found((exceptions + at).cpu(), codes[exceptions].cpu())
+        integers = _integers(codes, container, exceptions, scratch)
+        written = pack(integers, container.bits, scratch) if form == "packed" else _narrowed(integers, container, scratch)
+        _write(device, written, stream, at * container.bits // 8)
+        if here is not None:
+            found.append(here)
+            _check_worth(found, call, x)
+
+    tiles.for_each(device, elements, write)
+    device.synchronize()
+    last = call.expression.operators[-1]
+    exceptions = _exceptions(call, last, x, found) if found else NO_EXCEPTIONS
+    return CompactTensor(form, x.dtype, x.shape, memory.data_of(stream), container.name, container.bits, str(last), exceptions)
+
+
+def _coder(device: Device, call: Call, x: Tensor, scratch: Scratch) -> Callable[[Tensor], Tensor]:
+    """What makes codes of a tile of `x`, in other memory. What comes before the last operator may be done already."""
+    before, last = prefix(call.expression), call.expression.operators[-1]
+    if before is None:
+        return lambda tile: last.codes(tile, out=scratch.take("codes", tile.dtype, tile))
+    tensors = {name: tensor for name, tensor in parameters(call).items() if name in before.tensor_names}
+    if not before.elementwise or any(tensor.dim() for tensor in tensors.values()):
+        tiles.forward_by_segments(device, before, x, tensors)
+        device.synchronize()
+        return lambda tile: last.codes(tile, out=scratch.take("codes", tile.dtype, tile))
+    lifted = {name: device.lift(tensor) for name, tensor in tensors.items()}
+
+    def coder(tile: Tensor) -> Tensor:
+        codes = before.forward(tile, lifted, out=scratch.take("codes", tile.dtype, tile))
+        return last.codes(codes, out=codes)
+
+    return coder
+
+
+def _as_they_are(codes: Tensor) -> Tensor:
+    return codes
+
+
+def _known_container(call: Call, dtype: torch.dtype) -> Container | None:
+    """The container that the expression alone says; None where it depends on the data."""
+    if call.output == "packed":
+        bits = call.expression.operators[-1].code_bits
+        assert bits is not None
+        return Container.of_bits(bits, dtype)
+    interval = code_interval(call.expression, dtype)
+    return None if interval is None else Container.smallest(interval, dtype)
+
+
+def _measured(device: Device, elements: Tensor, coder: Callable[[Tensor], Tensor]) -> Container:
+    """Overwrite the elements with their codes; the smallest container that holds those that an int64 can be."""
+    intervals: list[Interval] = []
+    signed = False
+
+    def look(tile: Tensor, _: int) -> None:
+        nonlocal signed
+        codes = coder(device.lift(tile))
+        device.lower(codes, tile)
+        signed = signed or _has_negative_zero(codes)
+        intervals.append(_interval(codes))
+
+    tiles.for_each(device, elements, look)
+    device.synchronize()
+    whole = Interval(min(one.low for one in intervals), max(one.high for one in intervals))
+    return Container.smallest(whole, elements.dtype, signed=signed)
+
+
+def _interval(codes: Tensor) -> Interval:
+    """Where those codes lie that an int64 can be, and 0."""
+    if codes.numel():
+        low, high = (end.item() for end in torch.aminmax(codes))
+        if low > -(2.0**63) and high < 2.0**63:  # false for NaN
+            return Interval(min(low, 0.0), max(high, 0.0))
+    held = codes[codes.abs() < 2.0**63]
+    return _interval(held) if held.numel() else Interval(0.0, 0.0)
+
+
+def _exceptions_among(codes: Tensor, container: Container) -> Tensor | None:
+    """The positions of the codes that the container does not hold; None where it holds all."""
+    if not codes.numel():
+        return None
+    low, high = torch.aminmax(codes if container.is_signed else _bits(codes))
+    limits = (container.low, container.top) if container.is_signed else (0, _bits(codes.new_tensor(container.top)).item())
+    if limits[0] <= low.item() and high.item() <= limits[1]:  # false for NaN, and as bits for -0.0
+        return None
+    held = (codes >= container.low).logical_and_(codes <= container.top)
+    if not container.is_signed:
+        held.logical_and_(_bits(codes) >= 0)
+    return held.logical_not_().nonzero().view(-1)
+
+
+def _integers(codes: Tensor, container: Container, exceptions: Tensor | None, scratch: Scratch) -> Tensor:
+    """The integers of the codes; 0 for exceptions. Codes are overwritten."""
+    if exceptions is not None:
+        codes[exceptions] = 0
+    wide = torch.int32 if container.bits < _WIDE_BITS else torch.int64
+    integers = scratch.take("integers", wide, codes).copy_(codes)
+    if container.top > container.high:
+        integers.clamp_(max=container.high)
+    if container.is_signed and _has_negative_zero(codes):
+        integers.masked_fill_(_bits(codes) == _negative_zero(codes.dtype), container.low - 1)
+    return integers
+
+
+def _narrowed(integers: Tensor, container: Container, scratch: Scratch) -> Tensor:
+    return scratch.take("narrow", _INTEGERS[container.name], integers).copy_(integers).view(torch.uint8)
+
+
+def _check_worth(found: Sequence[_Found], call: Call, x: WireTensor) -> None:
+    count = sum(one.positions.numel() for one in found)
+    allowed = max(x.size // _EXCEPTIONS_SHARE, _EXCEPTIONS_ALLOWED)
+    if count > allowed:
+        raise NotRepresentable(
+            f"more than {allowed} of the {x.size} elements of a tensor are no {call.output} of '{call.expression}' "
+            "(NaN, infinities, -0.0, or outside); a clamp(0, 1) before k_bit_quantize keeps them inside, output=values has no limit"
+        )
+
+
+def _exceptions(call: Call, last: Operator, x: WireTensor, found: Sequence[_Found]) -> Exceptions:
+    """The exceptions of all tiles, and their values."""
+    index = torch.cat([one.positions for one in found])
+    tensors = {name: _met(tensor, x.shape, index) for name, tensor in parameters(call).items() if name in last.own_tensor_names}
+    value = last.decoded(torch.cat([one.codes for one in found]), tensors)
+    is_short = x.size <= 2**32
+    positions = index.to(torch.uint32 if is_short else torch.uint64)
+    name = "uint32" if is_short else "uint64"
+    return Exceptions(index.numel(), name, memory.data_of(positions), memory.data_of(value))
+
+
+def _met(tensor: Tensor, shape: tuple[int, ...], index: Tensor) -> Tensor:
+    """What of a tensor that broadcasts to a shape meets these flat positions."""
+    if tensor.numel() == 1:
+        return tensor.reshape(1)
+    return tensor.expand(shape)[torch.unravel_index(index, shape)]
+
+
+# Elements -------------------------------------------------------------------------------------------
+
+
+def _elements(x: WireTensor) -> Tensor:
+    """The elements in C order, 1-d, writable."""
+    return memory.shared_flat(WireTensor(x.dtype, x.shape, in_c_order(x)))[0]
+
+
+def _answer_memory(elements: Tensor, nbytes: int) -> Tensor:
+    """Memory for the answer: the beginning of the elements' own, where it is long enough.
+
+    What is written for a tile never reaches beyond it then, so that no tile is overwritten before it is read.
+    """
+    return elements.view(torch.uint8)[:nbytes] if nbytes <= elements.nbytes else torch.empty(nbytes, dtype=torch.uint8)
+
+
+def _write(device: Device, result: Tensor, stream: Tensor, at: int) -> None:
+    device.lower(result, stream[at : at + result.numel()])
+
+
+def _bits(codes: Tensor) -> Tensor:
+    return codes.view(_BITS_OF[codes.dtype])
+
+
+def _has_negative_zero(codes: Tensor) -> bool:
+    return bool(codes.numel()) and _bits(codes).amin().item() == _negative_zero(codes.dtype)
+
+
+def _negative_zero(dtype: torch.dtype) -> int:
+    return torch.iinfo(_BITS_OF[dtype]).min
+
+
+def _as_code(integer: int, dtype: torch.dtype) -> float:
+    """The number that an integer becomes in a dtype; the largest below it where that is infinite, or no int64 any more."""
+    code = torch.tensor(integer, dtype=torch.int64).to(dtype)
+    limit = torch.tensor(2.0**63, dtype=dtype)
+    return float(code if code < limit else torch.nextafter(limit, torch.zeros_like(limit)))
