@@ -62,7 +62,7 @@ _OPERAND: Schema = {
 _INTEGERS: Schema = {"type": "array", "items": {"type": "integer"}}
 _COMPACT: Schema = {
     "type": "object",
-    "description": "A tensor as codes, as packed codes or as a mask: in JSON flat lists, in msgpack bins. docs/compact.md has the bytes.",
+    "description": "A tensor as codes, packed codes or a mask: in JSON flat lists, in msgpack bins; docs/compact.md has the bytes.",
     "required": ["dtype", "shape"],
     "properties": {
         "dtype": {"type": "string", "enum": list(DTYPES)},

@@ -3,8 +3,8 @@
 Digests here say whether bytes are still the same, not who wrote them. CRC-32 was chosen over a cryptographic
 hash by measurement (one core with SHA extensions: ISA-L's CRC-32 24 GB/s from memory and 79 from the cache, zlib's 3.0,
 SHA-256 1.3, BLAKE2b 0.7): every byte passes twice, once on the way in and once on the way out, and at SHA-256's rate
-that took longer than everything else of a job. That parts can be joined is what lets chunks end in any order, in different runs and at different chunk
-sizes, without a byte being read again; and a zip archive needs the same sum anyway.
+that took longer than everything else of a job. That parts can be joined is what lets chunks end in any order, in
+different runs and at different chunk sizes, without a byte being read again; and a zip archive needs the same sum anyway.
 
 The sums are those of `zlib.crc32`; joining them is multiplication by powers of x modulo the CRC's polynomial, as in
 zlib's `crc32_combine`, which Python does not offer. Polynomials are ints, the coefficient of x**0 in bit 31.

@@ -7,6 +7,7 @@ nothing bounds the codes, they are computed first, in place, to find the smalles
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -57,32 +58,38 @@ class Container:
     """Where codes are kept: integers from `low` to `high`, `bits` bits each.
 
     A code is the number that its integer becomes in the tensor's dtype. That may be `high + 1` for `high`
-    itself: 2**k - 1 is 2**k in a dtype of fewer digits. `top` is the code of `high`. Signed integers have
-    one that stands for the code -0.0, the smallest of all, which is `low - 1`.
+    itself: 2**k - 1 is 2**k in a dtype of fewer digits. `bottom` and `top` are the smallest and the largest code
+    that it holds. Signed integers have one that stands for the code -0.0, the smallest of all, which is `low - 1`.
     """
 
     name: str
     bits: int
     low: int
     high: int
+    bottom: float
     top: float
 
     @classmethod
     def of_integers(cls, name: str, dtype: torch.dtype) -> Container:
         """All integers of a dtype."""
         info = torch.iinfo(_INTEGERS[name])
-        return cls(name, info.bits, info.min + 1 if info.min else 0, info.max, _as_code(info.max, dtype))
+        top = _as_code(info.max, dtype)
+        if not info.min:
+            return cls(name, info.bits, 0, info.max, 0.0, top)
+        below = torch.nextafter(torch.tensor(top, dtype=dtype), torch.zeros((), dtype=dtype)).item()
+        return cls(name, info.bits, info.min + 1, info.max, -(below if top > info.max else top), top)
 
     @classmethod
     def of_bits(cls, bits: int, dtype: torch.dtype) -> Container:
         """Integers to be packed."""
-        return cls("uint8", bits, 0, 2**bits - 1, _as_code(2**bits - 1, dtype))
+        return cls("uint8", bits, 0, 2**bits - 1, 0.0, _as_code(2**bits - 1, dtype))
 
     @classmethod
-    def smallest(cls, interval: Interval, dtype: torch.dtype, *, signed: bool = False) -> Container:
-        """The smallest one that holds an interval; the largest where none does. One that must be `signed` holds -0.0 too."""
-        choices = [cls.of_integers(name, dtype) for name in _INTEGERS if not (signed and name.startswith("u"))]
-        return next((one for one in choices if one.low <= interval.low and interval.high <= one.top), choices[-1])
+    def smallest(cls, interval: Interval, dtype: torch.dtype) -> Container:
+        """The smallest one that holds an interval, a signed one where an end of it is -0.0; the largest where none does."""
+        with_sign = any(math.copysign(1.0, end) < 0 for end in interval)
+        choices = [cls.of_integers(name, dtype) for name in _INTEGERS if not (with_sign and name.startswith("u"))]
+        return next((one for one in choices if one.bottom <= interval.low and interval.high <= one.top), choices[-1])
 
     @property
     def is_signed(self) -> bool:
@@ -206,8 +213,8 @@ def _measured(device: Device, elements: Tensor, coder: Callable[[Tensor], Tensor
 
     tiles.for_each(device, elements, look)
     device.synchronize()
-    whole = Interval(min(one.low for one in intervals), max(one.high for one in intervals))
-    return Container.smallest(whole, elements.dtype, signed=signed)
+    low = min(one.low for one in intervals)
+    return Container.smallest(Interval(-0.0 if signed and low == 0 else low, max(one.high for one in intervals)), elements.dtype)
 
 
 def _interval(codes: Tensor) -> Interval:
@@ -225,10 +232,10 @@ def _exceptions_among(codes: Tensor, container: Container) -> Tensor | None:
     if not codes.numel():
         return None
     low, high = torch.aminmax(codes if container.is_signed else _bits(codes))
-    limits = (container.low, container.top) if container.is_signed else (0, _bits(codes.new_tensor(container.top)).item())
-    if limits[0] <= low.item() and high.item() <= limits[1]:  # false for NaN, and as bits for -0.0
+    top = container.top if container.is_signed else _bits(codes.new_tensor(container.top)).item()
+    if container.bottom <= low.item() and high.item() <= top:  # false for NaN, and as bits for -0.0
         return None
-    held = (codes >= container.low).logical_and_(codes <= container.top)
+    held = (codes >= container.bottom).logical_and_(codes <= container.top)
     if not container.is_signed:
         held.logical_and_(_bits(codes) >= 0)
     return held.logical_not_().nonzero().view(-1)

@@ -18,7 +18,7 @@ from abuse_client import Outcome, outcome  # noqa: E402
 from abuse_gauges import Prober, cpu_s, peak_bytes  # noqa: E402
 from abuse_scenes import IMPATIENT, SCENES  # noqa: E402
 from abuse_table import GROUPS  # noqa: E402
-from server_process import ServerProcess, Wire, get, post, serving  # noqa: E402
+from server_process import ServerProcess, Wire, post, serving  # noqa: E402
 
 MIB = 2**20
 
@@ -132,7 +132,9 @@ def main(repeats: int) -> None:
     _row("  the dearest", _slowest(figures.cpu_s))
     _row(f"/healthz meanwhile, {len(figures.healthz_waits_s)} times", _times(figures.healthz_waits_s))
     _row("/healthz not answered", str(len(figures.healthz_failures)))
-    _row("peak of the process tree (limit of a body 256 MiB)", f"{figures.peak_bytes / MIB:.0f} MiB, idle {idle_bytes / MIB:.0f} MiB")
+    _row(
+        "peak of the process tree (limit of a body 256 MiB)", f"{figures.peak_bytes / MIB:.0f} MiB, idle {idle_bytes / MIB:.0f} MiB"
+    )
     _row("1 000 refusals of an unknown operator", f"{min(costs_s[::2]):.3f} s of processor time")
     _row("1 000 refusals of k=1000000000", f"{min(costs_s[1::2]):.3f} s of processor time")
     with serving(*IMPATIENT, "--log-format", "json") as server:

@@ -143,7 +143,11 @@ HEADERS = [
     Case("100 000 headers are too many", header(*["X: 1"] * 100_000), "431 headers_too_large"),
     Case("a header of 17 KiB is too large", header("X: " + "a" * 17 * 1024), "431 headers_too_large"),
     Case("a header name of 17 KiB is too large", header("X" * 17 * 1024 + ": 1"), "431 headers_too_large"),
-    Case("many headers of 17 KiB together are too large", header(*(f"X-{i}: {'a' * 340}" for i in range(50))), "431 headers_too_large"),
+    Case(
+        "many headers of 17 KiB together are too large",
+        header(*(f"X-{i}: {'a' * 340}" for i in range(50))),
+        "431 headers_too_large",
+    ),
     Case("a header of a mebibyte is too large", header("X: " + "a" * MIB), "431 headers_too_large"),
     Case("a cookie of 15 KiB is nobody's business", header("Cookie: " + "a" * 15 * 1024), "200"),
     Case("a request name that is too long is not given back", header("X-Request-Id: " + "a" * 4096), "200"),
@@ -176,7 +180,11 @@ LENGTHS = [
     Case("two lengths are refused on other paths", header("Content-Length: 0", "Content-Length: 5") + b"hello", BAD),
     Case("a length and chunks are refused", upload(LENGTH, "Transfer-Encoding: chunked"), BAD),
     Case("chunks and a length are refused", upload("Transfer-Encoding: chunked", LENGTH, body=WHOLE_CHUNK + b"0\r\n\r\n"), BAD),
-    Case("chunks and a length are refused on other paths", header("Content-Length: 3", "Transfer-Encoding: chunked") + b"0\r\n\r\n", BAD),
+    Case(
+        "chunks and a length are refused on other paths",
+        header("Content-Length: 3", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+        BAD,
+    ),
     Case("a length of 2**64 is refused", upload(f"Content-Length: {2**64}"), BAD),
     Case("a length of 2**64 and the right one is refused", upload(f"Content-Length: {2**64 + len(SMALL)}"), BAD),
     Case("a length of 2**63 is too large", upload(f"Content-Length: {2**63}", body=b""), BAD),
@@ -219,9 +227,13 @@ CHUNKS = [
     Case("a length in the trailers is refused", chunked(WHOLE_CHUNK + b"0\r\nContent-Length: 5\r\n\r\n"), BAD),
     Case("another coding in the trailers is refused", chunked(WHOLE_CHUNK + b"0\r\nTransfer-Encoding: gzip\r\n\r\n"), BAD),
     Case("a trailer with a NUL is refused", chunked(WHOLE_CHUNK + b"0\r\nX: \0\r\n\r\n"), BAD),
-    Case("a trailer of 64 KiB is too large", chunked(WHOLE_CHUNK + b"0\r\nX: " + b"a" * 65536 + b"\r\n\r\n"), "431 headers_too_large"),
+    Case(
+        "a trailer of 64 KiB is too large", chunked(WHOLE_CHUNK + b"0\r\nX: " + b"a" * 65536 + b"\r\n\r\n"), "431 headers_too_large"
+    ),
     Case("101 trailers are too many", chunked(WHOLE_CHUNK + b"0\r\n" + b"X: 1\r\n" * 101 + b"\r\n"), "431 headers_too_large"),
-    Case("chunked twice in one line is refused", upload("Transfer-Encoding: chunked, chunked", body=WHOLE_CHUNK + b"0\r\n\r\n"), BAD),
+    Case(
+        "chunked twice in one line is refused", upload("Transfer-Encoding: chunked, chunked", body=WHOLE_CHUNK + b"0\r\n\r\n"), BAD
+    ),
     Case("chunked twice in two lines is refused", chunked(WHOLE_CHUNK + b"0\r\n\r\n", "Transfer-Encoding: chunked"), BAD),
     Case("gzip as a transfer coding is refused", upload("Transfer-Encoding: gzip"), BAD),
     Case("gzip and chunked is refused", upload("Transfer-Encoding: gzip, chunked", body=WHOLE_CHUNK + b"0\r\n\r\n"), BAD),
@@ -229,7 +241,9 @@ CHUNKS = [
     Case("chunked with a parameter is refused", upload("Transfer-Encoding: chunked;q=1", body=WHOLE_CHUNK + b"0\r\n\r\n"), BAD),
     Case("identity as a transfer coding is refused", upload("Transfer-Encoding: identity"), BAD),
     Case("an unknown transfer coding is refused", upload("Transfer-Encoding: xchunked", body=WHOLE_CHUNK + b"0\r\n\r\n"), BAD),
-    Case("a vertical tab before chunked is refused", upload("Transfer-Encoding: \x0bchunked", body=WHOLE_CHUNK + b"0\r\n\r\n"), BAD),
+    Case(
+        "a vertical tab before chunked is refused", upload("Transfer-Encoding: \x0bchunked", body=WHOLE_CHUNK + b"0\r\n\r\n"), BAD
+    ),
     Case("an empty transfer coding is refused", upload("Transfer-Encoding:", body=WHOLE_CHUNK + b"0\r\n\r\n"), BAD),
     Case("a transfer coding on a probe is refused", header("Transfer-Encoding: gzip") + SMALL, BAD),
     Case(

@@ -152,6 +152,9 @@ BYTES = [
 ]  # fmt: skip
 
 WHOLE = msgpack.packb({"x": T})
-TRUNCATED = [body(f"a message of which the last {len(WHOLE) - cut} bytes are missing is refused", WHOLE[:cut]) for cut in range(1, len(WHOLE), 3)]
+TRUNCATED = [
+    body(f"a message of which the last {len(WHOLE) - cut} bytes are missing is refused", WHOLE[:cut])
+    for cut in range(1, len(WHOLE), 3)
+]
 
 CASES = [*TENSORS, *NUMPY_TENSORS, *STRUCTURE, *BYTES, *TRUNCATED]

@@ -8,7 +8,12 @@ from abuse_case import SMALL, Case
 from server_process import post
 
 BAD, VALUE = "422 bad_expression", "422 bad_parameter"
-UNKNOWN, NO_SUCH, MISSING, TWICE = "422 unknown_operator", "422 unknown_parameter", "422 missing_parameter", "422 repeated_parameter"
+UNKNOWN, NO_SUCH, MISSING, TWICE = (
+    "422 unknown_operator",
+    "422 unknown_parameter",
+    "422 missing_parameter",
+    "422 repeated_parameter",
+)
 
 
 def query(claim: str, text: str, answers: str = BAD) -> Case:

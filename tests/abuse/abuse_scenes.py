@@ -129,7 +129,7 @@ def _no_body(server: ServerProcess) -> None:
 
 @scene("a body that stops half way is too late")
 def _half_a_body(server: ServerProcess) -> None:
-    assert_too_late(server, post(LARGE)[: -MIB], [b""] * 1000)
+    assert_too_late(server, post(LARGE)[:-MIB], [b""] * 1000)
 
 
 @scene("a body that comes letter by letter is too late")

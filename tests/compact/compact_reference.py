@@ -21,6 +21,7 @@ from service.ops.codes import Output, check_output
 from service.wire.compact import CompactTensor
 from service.wire.message import Bundle, WireTensor
 
+Array = np.ndarray[Any, Any]
 NUMPY = {name: np.dtype(name) for name in ("float16", "float32", "float64")} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 ARITHMETIC = {"float16": np.float32, "bfloat16": np.float32, "float32": np.float32, "float64": np.float64}
 

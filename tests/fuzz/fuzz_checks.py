@@ -32,7 +32,7 @@ def unless_refused(read: Callable[[], Result]) -> Result | None:
         return read()
     except RequestError as error:
         answer = problem(error)
-        assert 400 <= answer.status < 500, error
+        assert 400 <= answer.status < 500, answer
         assert answer.length <= _MOST_PROBLEM_BYTES, f"a problem of {answer.length} bytes"
         return None
     finally:

@@ -124,16 +124,102 @@ def heads() -> list[bytes]:
 
 
 NPY_WORDS = [b"\x93NUMPY\x01\x00", b"\x02\x00", b"'descr': ", b"'fortran_order': ", b"'shape': ", b"True", b"False"]
-NPY_WORDS += [b"'<f4'", b"'<V2'", b"'|V2'", b"'>f8'", b"'|O'", b"(2,)", b"()", b"(0, 3)", b"9223372036854775807", b"[('a', '<f4')]", b"2L"]
+NPY_WORDS += [
+    b"'<f4'",
+    b"'<V2'",
+    b"'|V2'",
+    b"'>f8'",
+    b"'|O'",
+    b"(2,)",
+    b"()",
+    b"(0, 3)",
+    b"9223372036854775807",
+    b"[('a', '<f4')]",
+    b"2L",
+]
 KEY_WORDS = [b"x", b"grad_output", b"dtype", b"shape", b"data", b"float32", b"float16", b"bfloat16", b"float64"]
 MSGPACK_WORDS = [bytes([len(word) | 0xA0]) + word for word in [*KEY_WORDS, b"nd", b"type", b"kind"]]
-MSGPACK_WORDS += [b"\x82", b"\x83", b"\x85", b"\x92", b"\xc0", b"\xc2", b"\xc3", b"\xc4\x08", b"\xc6\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff"]
-MSGPACK_WORDS += [b"\xc4\x02nd", b"\xc4\x04type", b"\xc4\x04kind", b"\xc4\x05shape", b"\xc4\x04data", b"\xa3<f4", b"\xa3<V2", b"\xd6\xff\0\0\0\0"]
+MSGPACK_WORDS += [
+    b"\x82",
+    b"\x83",
+    b"\x85",
+    b"\x92",
+    b"\xc0",
+    b"\xc2",
+    b"\xc3",
+    b"\xc4\x08",
+    b"\xc6\xff\xff\xff\xff",
+    b"\xdd\xff\xff\xff\xff",
+]
+MSGPACK_WORDS += [
+    b"\xc4\x02nd",
+    b"\xc4\x04type",
+    b"\xc4\x04kind",
+    b"\xc4\x05shape",
+    b"\xc4\x04data",
+    b"\xa3<f4",
+    b"\xa3<V2",
+    b"\xd6\xff\0\0\0\0",
+]
 JSON_WORDS = [b'"%b":' % word for word in KEY_WORDS] + [b'"NaN"', b'"Infinity"', b'"-Infinity"', b"NaN", b"null", b"true", b"-0"]
-JSON_WORDS += [b"[[1],[2]]", b"[]", b"{}", b"1e999", b"1e-400", b"\\ud800", b"\\u0000", b"\xef\xbb\xbf", b'"bfloat16"', b'"float64"', b"0.1"]
-FILE_WORDS = [*JSON_WORDS, b'"F32"', b'"BF16"', b'"F16"', b'"F64"', b'"I8"', b'"data_offsets":[0,8]', b'"shape":[2]', b'"__metadata__":{}']
+JSON_WORDS += [
+    b"[[1],[2]]",
+    b"[]",
+    b"{}",
+    b"1e999",
+    b"1e-400",
+    b"\\ud800",
+    b"\\u0000",
+    b"\xef\xbb\xbf",
+    b'"bfloat16"',
+    b'"float64"',
+    b"0.1",
+]
+FILE_WORDS = [
+    *JSON_WORDS,
+    b'"F32"',
+    b'"BF16"',
+    b'"F16"',
+    b'"F64"',
+    b'"I8"',
+    b'"data_offsets":[0,8]',
+    b'"shape":[2]',
+    b'"__metadata__":{}',
+]
 OP_WORDS = [word.encode() for text in _EXPRESSIONS for word in text.replace("|", " | ").split()]
-OP_WORDS += [b"inf", b"-inf", b"nan", b"1e308", b"1e309", b"5e-324", b"-0", b"9" * 18, b"None", b"k=", b"min_value=", b"\xc2\xa0", b"w"]
+OP_WORDS += [
+    b"inf",
+    b"-inf",
+    b"nan",
+    b"1e308",
+    b"1e309",
+    b"5e-324",
+    b"-0",
+    b"9" * 18,
+    b"None",
+    b"k=",
+    b"min_value=",
+    b"\xc2\xa0",
+    b"w",
+]
 QUERY_WORDS = [*OP_WORDS, b"&", b"op=", b"%7C", b"%28", b"%29", b"%2C", b"%3D", b"%00", b"%ff", b"%2B", b"+", b";"]
-HEAD_WORDS = [b"\nHost: ", b"\nAccept: ", b"\nContent-Type: ", b"\nContent-Length: ", b"\nTransfer-Encoding: ", b"\nX-Request-Timeout: "]
-HEAD_WORDS += [b"application/x-npy", b"application/json", b"application/*", b"*/*", b";q=0", b";q=0.5", b";q=nan", b"chunked", b"identity", b", "]
+HEAD_WORDS = [
+    b"\nHost: ",
+    b"\nAccept: ",
+    b"\nContent-Type: ",
+    b"\nContent-Length: ",
+    b"\nTransfer-Encoding: ",
+    b"\nX-Request-Timeout: ",
+]
+HEAD_WORDS += [
+    b"application/x-npy",
+    b"application/json",
+    b"application/*",
+    b"*/*",
+    b";q=0",
+    b";q=0.5",
+    b";q=nan",
+    b"chunked",
+    b"identity",
+    b", ",
+]

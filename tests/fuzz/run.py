@@ -56,7 +56,11 @@ def fuzz(target: Target, engine: str, runs: int, seconds: float, seed: int, foun
     with tempfile.TemporaryDirectory() as new:
         arguments = [target.name, engine, str(runs), str(seconds), str(seed), str(found), *([new] if keep else [])]
         done = subprocess.run(
-            [sys.executable, str(HERE / "fuzz_engine.py"), *arguments], capture_output=True, text=True, errors="replace", check=False
+            [sys.executable, str(HERE / "fuzz_engine.py"), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
         if keep:
             keep_smallest(target, [path.read_bytes() for path in Path(new).iterdir()])
@@ -83,7 +87,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.0, help="time, over all targets and processes")
     parser.add_argument("--seed", type=int, default=0, help="where the random numbers start; default the time")
     parser.add_argument("--processes", type=int, default=1, help="how many targets run at the same time")
-    parser.add_argument("--engine", choices=("atheris", "plain"), default=engine_here(), help="default atheris where it is installed")
+    parser.add_argument(
+        "--engine", choices=("atheris", "plain"), default=engine_here(), help="default atheris where it is installed"
+    )
     parser.add_argument("--found", type=Path, default=Path(tempfile.gettempdir()), help="folder for inputs that fail")
     parser.add_argument("--keep", action="store_true", help="add inputs that reach new code to the corpus")
     given = parser.parse_args()
@@ -93,7 +99,9 @@ def main() -> int:
     seconds = given.seconds if given.seconds or given.runs else 60.0 * len(targets)
     share = min(given.processes, len(targets)) / len(targets)
     seed = given.seed or int(time.time())
-    print(f"engine {given.engine}, seed {seed}" + (" (atheris is not installed: not guided by coverage)" * (given.engine == "plain")))
+    print(
+        f"engine {given.engine}, seed {seed}" + (" (atheris is not installed: not guided by coverage)" * (given.engine == "plain"))
+    )
     with ThreadPoolExecutor(given.processes) as pool:
         reports = [
             pool.submit(

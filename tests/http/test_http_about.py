@@ -364,7 +364,8 @@ def test_the_api_document_is_an_openapi_document_whose_schemas_are_valid(documen
 
 
 def test_the_api_document_lists_every_path_format_operator_and_parameter(document: dict[str, Any]) -> None:
-    assert set(document["paths"]) == {"/quantize", "/grad", "/operators", "/healthz", "/readyz", "/metrics"}
+    own = {path for path in document["paths"] if not path.startswith("/v2")}  # tests/oip has the others
+    assert own == {"/quantize", "/grad", "/operators", "/healthz", "/readyz", "/metrics"}
     for path in ("/quantize", "/grad"):
         operation = document["paths"][path]["post"]
         assert set(operation["requestBody"]["content"]) == {

@@ -31,7 +31,10 @@ class Modules:
 import {{ readFileSync }} from "node:fs";
 import * as m from "./{module}";
 const given = JSON.parse(readFileSync(0, "utf8"));
-const bytes = (text) => {{ const made = Buffer.from(text, "base64"); return made.buffer.slice(made.byteOffset, made.byteOffset + made.length); }};
+const bytes = (text) => {{
+  const made = Buffer.from(text, "base64");
+  return made.buffer.slice(made.byteOffset, made.byteOffset + made.length);
+}};
 const result = await (async () => {{ {body} }})();
 const plain = (_, v) => typeof v === "number" && !Number.isFinite(v) ? String(v) : ArrayBuffer.isView(v) ? [...v] : v;
 process.stdout.write(JSON.stringify(result ?? null, plain));

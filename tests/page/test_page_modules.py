@@ -70,9 +70,7 @@ def test_arrays_back_to_back_are_read_in_order(modules: Modules) -> None:
 @pytest.mark.parametrize("count", [0, 1, 12_345])
 def test_what_is_written_is_what_numpy_writes(modules: Modules, dtype: str, count: int) -> None:
     values = np.random.default_rng(0).normal(size=count)
-    written = modules.run(
-        "npy.js", "return Buffer.from(m.encode(given[0], given[1])).toString('base64')", [dtype, values.tolist()]
-    )
+    written = modules.run("npy.js", "return Buffer.from(m.encode(given[0], given[1])).toString('base64')", [dtype, values.tolist()])
     assert base64.b64decode(written) == saved(values.astype(dtype))
 
 
@@ -196,7 +194,7 @@ def test_an_operator_is_added_with_values_that_it_takes(modules: Modules) -> Non
 
 
 @pytest.mark.parametrize("kind", ["quantize", "grad"])
-@pytest.mark.parametrize("file", ["x.npy", "it's $HOME `x` \"y\".npy", "-o.npy", "重み.npy"])
+@pytest.mark.parametrize("file", ["x.npy", 'it\'s $HOME `x` "y".npy', "-o.npy", "重み.npy"])
 def test_what_is_copied_names_the_file_and_the_chain_whatever_they_hold(modules: Modules, kind: str, file: str) -> None:
     expression = "clamp(min_value=-1e-05, max_value=1) | k_bit_quantize(k=4)"
     given = {"kind": kind, "expression": expression, "base": "https://host.test/under/a%20path/", "file": file}
@@ -221,7 +219,13 @@ def test_a_key_is_named_and_never_written(modules: Modules) -> None:
 
 
 def test_a_link_says_what_it_was_made_of(modules: Modules) -> None:
-    state = {"op": "clamp(min_value=-1e+3, max_value=1) | round", "from": "-0.5", "to": "1e+2", "dtype": "float16", "input": "normal"}
+    state = {
+        "op": "clamp(min_value=-1e+3, max_value=1) | round",
+        "from": "-0.5",
+        "to": "1e+2",
+        "dtype": "float16",
+        "input": "normal",
+    }
     link, back = modules.run("address.js", "const link = m.write(given); return [link, m.read(link)]", state)
     assert parse(back.pop("op")) == parse(state.pop("op"))
     assert back == state
@@ -285,7 +289,7 @@ def test_metrics_are_read_as_prometheus_writes_them(modules: Modules) -> None:
     ("low", "high", "labels"),
     [
         (-0.25, 1.25, ["−0.2", "0", "0.2", "0.4", "0.6", "0.8", "1", "1.2"]),
-        (0, 1e-9, ["0", "2e-10", "4e-10", "6e-10", "8e-10", "1e-9"]),
+        (0, 1e-9, ["0", "2e−10", "4e−10", "6e−10", "8e−10", "1e−9"]),
     ],
 )
 def test_ticks_stand_at_round_values(modules: Modules, low: float, high: float, labels: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The safetensors format, held to the safetensors library: each reads what the other writes, and we accept nothing that it refuses."""
+"""The safetensors format, held to its library: each reads what the other writes; we accept nothing that it refuses."""
 
 from __future__ import annotations
 
