@@ -71,9 +71,11 @@ bench-gpu: $(VENV)/.dev
 bench-peers: $(VENV)/.dev
 	$(BIN)/python -m benchmarks peers
 
-# The README's tables, made from the code.
+# The tables of the README and of docs/operators.md, and its pictures, made from the code.
 tables: $(VENV)/.dev
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/operators.py
+	$(BIN)/python docs/pictures.py
 
 build: $(VENV)/.dev
 	$(BIN)/python -m build --outdir dist .

@@ -424,3 +424,13 @@ def test_a_network_trains_to_the_same_weights_as_with_plain_expressions(dtype: t
     for a, b, start in zip(got, expected, starts, strict=True):
         assert_same_bits(a, b)
         assert not torch.allclose(a.cpu(), start.to(dtype), atol=1e-3)
+
+
+@pytest.mark.parametrize("b", [0.1, 1e-5, 70000.0])
+def test_a_weight_of_a_wider_dtype_widens_the_sum_too(b: float) -> None:
+    x = torch.linspace(-2, 2, 64, dtype=torch.float16).view(8, 8)
+    w = torch.linspace(0.5, 3, 8, dtype=torch.float32)
+    y = quantize.affine_k_bit_quantize(x, 3, w, b)
+    expected = w * (torch.round(x * 7.0) / 7.0) + b
+    assert y.dtype is expected.dtype is torch.float32
+    assert torch.equal(y, expected)

@@ -63,7 +63,7 @@ def affine(q: Tensor, w: float | Tensor, b: float | Tensor, out: Tensor | None =
 
     # The order counts: PyTorch rounds a 0-d float32 tensor to float16 where it comes first, and only there.
     product = torch.mul(q, w, out=out) if isinstance(w, Real) else torch.mul(w, q, out=out)
-    return torch.add(product, arithmetic.rounded(b, q), out=out)
+    return torch.add(product, arithmetic.rounded(b, product), out=out)
 
 
 @register

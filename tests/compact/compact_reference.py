@@ -55,11 +55,15 @@ def as_map(result: CompactTensor) -> dict[str, Any]:
 
 
 def unpacked(stream: bytes, bits: int, count: int) -> list[int]:
-    """Codes of so many bits each: one large number, its lowest bits first. The bits behind the last code are zero."""
-    number = int.from_bytes(stream, "little")
+    """Codes of so many bits each: eight of them are so many bytes, which are one number, its lowest bits first.
+
+    The bits behind the last code are zero.
+    """
     assert len(stream) == -(-count * bits // 8)
-    assert number >> (count * bits) == 0
-    return [number >> (i * bits) & (2**bits - 1) for i in range(count)]
+    numbers = (int.from_bytes(stream[at : at + bits], "little") for at in range(0, len(stream), bits))
+    codes = [number >> (i * bits) & (2**bits - 1) for number in numbers for i in range(8)]
+    assert not any(codes[count:])
+    return codes[:count]
 
 
 def decoded(answer: Mapping[str, Any], **tensors: Tensor) -> Tensor:
