@@ -18,8 +18,6 @@ from service.ops.codes import check_output, prefix
 from service.ops.uniform import largest_k
 from service.wire.message import Bundle, WireTensor
 
-# One of so many values is tried each time, all of them by the slow tests.
-EVERY = 37
 UNSCALED = ["round", "ceil", "floor", "step_quantize(0.1)", "step_quantize(3)", "step_quantize(0.25)"]
 SCALED = ["k_bit_quantize({k})", "affine_k_bit_quantize({k}, 0.3, -1)", "affine_k_bit_quantize({k}, -1.7, 0)"]
 BEFORE = ["", "clamp(0, 1) | ", "clamp(-1, 0.4) | ", "step_quantize(0.01) | clamp(0, 1) | "]
@@ -32,10 +30,10 @@ MASKED = [
 ]
 
 
-def operands(dtype: torch.dtype, every: int = 1) -> Tensor:
-    """All values where there are few enough, or one of so many; else random ones of all magnitudes; and ordinary ones."""
+def operands(dtype: torch.dtype) -> Tensor:
+    """All values where there are few enough, else random ones of all magnitudes; and ordinary ones."""
     patterns = every_pattern(dtype) if dtype.itemsize == 2 else random_patterns(dtype, 20_000)
-    return torch.cat([patterns[::every], interesting(dtype), moderate(dtype, 5000 // every)])
+    return torch.cat([patterns, interesting(dtype), moderate(dtype, 5000)])
 
 
 def inside(expression: str, x: Tensor, low: float = -(2.0**63), high: float = 2.0**63) -> Tensor:
@@ -60,26 +58,22 @@ def test_codes_decode_to_the_values(engine: Engine, before: str, last: str, dtyp
     assert_same_bits(decoded(answer), values(engine, before + last, x))
 
 
-@pytest.mark.parametrize("every", [EVERY, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("last", SCALED)
 def test_codes_of_every_width_decode_to_the_values(engine: Engine, before: str, last: str, dtype: torch.dtype, every: int) -> None:
-    everything = operands(dtype, every)
+    everything = operands(dtype)
     for k in widths(dtype):
         expression = before + last.format(k=k)
         x = inside(expression, everything)
         assert_same_bits(decoded(as_map(compact(engine, expression, "codes", x))), values(engine, expression, x), expression)
 
 
-@pytest.mark.parametrize("every", [EVERY, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("before", [BEFORE[0], BEFORE[1]])
 @pytest.mark.parametrize("last", SCALED[:2])
-def test_packed_codes_of_every_width_decode_to_the_values(
-    engine: Engine, before: str, last: str, dtype: torch.dtype, every: int
-) -> None:
-    everything = operands(dtype, every)
+def test_packed_codes_of_every_width_decode_to_the_values(engine: Engine, before: str, last: str, dtype: torch.dtype) -> None:
+    everything = operands(dtype)
     for k in widths(dtype):
         expression = before + last.format(k=k)
         x = inside(expression, everything, low=-0.5, high=2**k - 0.5)[: 9001 + k]

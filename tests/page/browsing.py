@@ -27,9 +27,10 @@ def opened(browser: Browser, url: str, *, refusals: bool = False, **context: Any
 
     A browser logs every answer that is an error; a test that provokes one says so with `refusals`.
     """
-    held = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | context))
-    held.set_default_timeout(PATIENCE_MS)
+    # One context serves all tests that need nothing else: its cache, and half a second, are kept.
+    held = browser.new_context(**context) if context or not browser.contexts else browser.contexts[0]
     page = held.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     wrong: list[str] = []
     asked: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -41,7 +42,9 @@ def opened(browser: Browser, url: str, *, refusals: bool = False, **context: Any
         yield page
         assert page.evaluate("violations") == []
     finally:
-        held.close()
+        page.close()
+        if context:
+            held.close()
     assert [text for text in wrong if not (refusals and text.startswith("Failed to load resource"))] == []
     own = urlsplit(url)[:2]
     assert {urlsplit(one)[:2] for one in asked if not one.startswith("blob:")} == {own}
@@ -54,8 +57,8 @@ def address(url: str, op: str, **fields: object) -> str:
 
 def settled(page: Page) -> None:
     """Wait for the curve and the errors of what was last set."""
-    page.wait_for_selector("#curve:not([hidden]):not(.is-stale)")
-    page.wait_for_selector("#errors:not([hidden]):not(.is-stale)")
+    for section in ("curve", "errors"):
+        page.wait_for_selector(f"#{section}:not([hidden]):not(.is-stale)", state="attached")
 
 
 def number(text: str) -> float:

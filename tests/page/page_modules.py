@@ -36,7 +36,8 @@ const bytes = (text) => {{
   return made.buffer.slice(made.byteOffset, made.byteOffset + made.length);
 }};
 const result = await (async () => {{ {body} }})();
-const plain = (_, v) => typeof v === "number" && !Number.isFinite(v) ? String(v) : ArrayBuffer.isView(v) ? [...v] : v;
+const number = (value) => (typeof value === "number" && !Number.isFinite(value) ? String(value) : value);
+const plain = (_, value) => (ArrayBuffer.isView(value) ? [...value] : number(value));
 process.stdout.write(JSON.stringify(result ?? null, plain));
 """
         done = subprocess.run(
