@@ -80,7 +80,8 @@ export class Editor {
   #add() {
     this.#chain = [...this.#chain, freshStep(operatorOf(byId("add").value, this.#operators))];
     this.#changed();
-    byId("steps").lastElementChild.querySelector("input, button").focus();
+    const added = byId("steps").lastElementChild;
+    (added.querySelector("input") ?? added.querySelector("button:enabled")).focus();
   }
 
   /** The list has changed: write the expression, and list it anew. */

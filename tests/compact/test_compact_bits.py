@@ -61,7 +61,7 @@ def test_codes_decode_to_the_values(engine: Engine, before: str, last: str, dtyp
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("last", SCALED)
-def test_codes_of_every_width_decode_to_the_values(engine: Engine, before: str, last: str, dtype: torch.dtype, every: int) -> None:
+def test_codes_of_every_width_decode_to_the_values(engine: Engine, before: str, last: str, dtype: torch.dtype) -> None:
     everything = operands(dtype)
     for k in widths(dtype):
         expression = before + last.format(k=k)
