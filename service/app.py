@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
@@ -20,17 +20,29 @@ from service.oip import description as oip_description
 from service.oip import routes as oip_routes
 from service.oip.inference import OpenInference
 from service.settings import Settings
+from service.tracing.choice import spans_for
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 
-def create_app(settings: Settings | None = None, *, worker: int = 0, device: Device | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    *,
+    worker: int = 0,
+    device: Device | None = None,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
     """The service as an ASGI application, for any ASGI server.
 
     Its lifespan opens the device, warms it up, and closes it. `app.state.core` is what the parts share.
-    `device` is another device than the settings name. Raises `DeviceFault` when the device that the settings name is not there.
+    `device` is another device than the settings name. Requests are traced by `tracer_provider`, or by the one that the process
+    has set for OpenTelemetry, if there is any. Raises `DeviceFault` when the device that the settings name is not there.
     """
     settings = settings if settings is not None else Settings()
     device = device if device is not None else choose(settings.device, worker)
-    core = Core(settings, Engine(device, device_timeout_s=settings.device_timeout_s), Metrics())
+    spans = spans_for(tracer_provider, scheme="http" if settings.tls_cert_file is None else "https")
+    core = Core(settings, Engine(device, device_timeout_s=settings.device_timeout_s), Metrics(), spans)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:

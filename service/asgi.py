@@ -113,6 +113,8 @@ class HotPaths:
                 job.request_id,
                 code=scope.get(PROBLEM_CODE, ""),
             )
+            if self.core.spans is not None:
+                exchange = self.core.spans.traced(head, exchange)
             self.core.metrics.count(exchange)
             log_exchange(exchange)
 

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple, Protocol, cast, get_args
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, get_args
 
 from service import head as heads
 from service import wire
@@ -31,6 +31,9 @@ from service.ops import Expression
 from service.ops.codes import Output, check_output
 from service.settings import Settings
 from service.shortcut import Shortcut, learn
+
+if TYPE_CHECKING:
+    from service.tracing.spans import Spans
 
 # Up to these sizes the event loop does the work itself: a thread hop would cost more than it saves, and other
 # connections wait no longer than while a body of this size is received.
@@ -137,10 +140,11 @@ class Dialect(Protocol):
 class Core:
     """What every way in shares: settings, engine, keys, budget, metrics, and the state of the service."""
 
-    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics, spans: Spans | None = None) -> None:
         self.settings = settings
         self.engine = engine
         self.metrics = metrics
+        self.spans = spans
         self.hosts = TrustedHosts(settings.trusted_hosts)
         self.keys = Keys(settings.api_keys_file, metrics_are_open=settings.metrics_without_key)
         self.budget = Budget(settings.in_flight_limit_bytes)
@@ -372,6 +376,8 @@ class Core:
             if terms is None
             else Stages(job.received - job.started, job.began - job.received, job.ended - job.began, now - job.ended),
         )
+        if self.spans is not None:
+            exchange = self.spans.traced(head, exchange)
         self.metrics.count(exchange)
         log_exchange(exchange)
 

@@ -101,6 +101,7 @@ def _text(exchange: Exchange) -> str:
         exchange.code,
         f"{exchange.received_bytes} -> {exchange.sent_bytes} bytes",
         f"{exchange.duration_s * 1e3:.1f} ms",
+        exchange.trace_id,
         exchange.request_id.decode("latin-1"),
     )
     return " ".join(word for word in words if word)

@@ -69,6 +69,7 @@ class Exchange(NamedTuple):
     format: str = ""
     code: str = ""
     stages: Stages | None = None
+    trace_id: str = ""
 
 
 class Metrics:

@@ -247,7 +247,7 @@ def _answer(kind: Kind) -> Schema:
     forms = [{"$ref": "#/components/schemas/Operand"}, {"$ref": "#/components/schemas/CompactOperand"}]
     json_schema: Schema = {"type": "object", "required": [result], "properties": {result: {"anyOf": forms}}}
     if kind == "grad":
-        json_schema["patternProperties"] = {"^grad_": {"$ref": "#/components/schemas/Operand"}}
+        json_schema["patternProperties"] = {"^grad_(?!x$)": {"$ref": "#/components/schemas/Operand"}}
     binary: Schema = {"schema": {"type": "string", "format": "binary"}}
     return {
         "description": "`y`, in the structure of `x`"

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +61,8 @@ class Container:
 
     A code is the number that its integer becomes in the tensor's dtype. That may be `high + 1` for `high`
     itself: 2**k - 1 is 2**k in a dtype of fewer digits. `bottom` and `top` are the smallest and the largest code
-    that it holds. Signed integers have one that stands for the code -0.0, the smallest of all, which is `low - 1`.
+    that it holds, `top_word` the bits of the latter. Signed integers have one that stands for the code -0.0: the
+    smallest of all, which is `low - 1`.
     """
 
     name: str
@@ -68,21 +71,25 @@ class Container:
     high: int
     bottom: float
     top: float
+    top_word: int
 
     @classmethod
+    @cache
     def of_integers(cls, name: str, dtype: torch.dtype) -> Container:
         """All integers of a dtype."""
         info = torch.iinfo(_INTEGERS[name])
         top = _as_code(info.max, dtype)
         if not info.min:
-            return cls(name, info.bits, 0, info.max, 0.0, top)
+            return cls(name, info.bits, 0, info.max, 0.0, top, _word(top, dtype))
         below = torch.nextafter(torch.tensor(top, dtype=dtype), torch.zeros((), dtype=dtype)).item()
-        return cls(name, info.bits, info.min + 1, info.max, -(below if top > info.max else top), top)
+        return cls(name, info.bits, info.min + 1, info.max, -(below if top > info.max else top), top, _word(top, dtype))
 
     @classmethod
+    @cache
     def of_bits(cls, bits: int, dtype: torch.dtype) -> Container:
         """Integers to be packed."""
-        return cls("uint8", bits, 0, 2**bits - 1, 0.0, _as_code(2**bits - 1, dtype))
+        top = _as_code(2**bits - 1, dtype)
+        return cls("uint8", bits, 0, 2**bits - 1, 0.0, top, _word(top, dtype))
 
     @classmethod
     def smallest(cls, interval: Interval, dtype: torch.dtype) -> Container:
@@ -229,11 +236,7 @@ def _interval(codes: Tensor) -> Interval:
 
 def _exceptions_among(codes: Tensor, container: Container) -> Tensor | None:
     """The positions of the codes that the container does not hold; None where it holds all."""
-    if not codes.numel():
-        return None
-    low, high = torch.aminmax(codes if container.is_signed else _bits(codes))
-    top = container.top if container.is_signed else _bits(codes.new_tensor(container.top)).item()
-    if container.bottom <= low.item() and high.item() <= top:  # false for NaN, and as bits for -0.0
+    if not codes.numel() or _holds_all(container, codes):
         return None
     held = (codes >= container.bottom).logical_and_(codes <= container.top)
     if not container.is_signed:
@@ -241,10 +244,28 @@ def _exceptions_among(codes: Tensor, container: Container) -> Tensor | None:
     return held.logical_not_().nonzero().view(-1)
 
 
+def _holds_all(container: Container, codes: Tensor) -> bool:
+    if container.is_signed:
+        low, high = torch.aminmax(codes)
+        return bool(container.bottom <= low.item() and high.item() <= container.top)  # false for NaN
+    # As unsigned words, NaN, infinities and all that is negative, -0.0 too, are larger than what is positive. torch knows
+    # no maximum of those, and takes twice as long for both ends of signed ones.
+    if codes.is_cpu:
+        words = _bits(codes).numpy()
+        return bool(words.view(f"u{words.itemsize}").max() <= container.top_word)
+    low, high = torch.aminmax(_bits(codes))
+    return bool(low.item() >= 0 and high.item() <= container.top_word)
+
+
 def _integers(codes: Tensor, container: Container, exceptions: Tensor | None, scratch: Scratch) -> Tensor:
     """The integers of the codes; 0 for exceptions. Codes are overwritten."""
     if exceptions is not None:
         codes[exceptions] = 0
+    if not container.is_signed and container.bits <= 8 and codes.is_cpu and codes.dtype in (torch.float32, torch.float64):
+        # NumPy does in one step, vectorised, what torch does in two: 2.4 ms for 64 MiB instead of 5.
+        integers = scratch.take("integers", torch.uint8, codes)
+        np.copyto(integers.numpy(), codes.numpy(), casting="unsafe")
+        return integers
     wide = torch.int32 if container.bits < _WIDE_BITS else torch.int64
     integers = scratch.take("integers", wide, codes).copy_(codes)
     if container.top > container.high:
@@ -316,6 +337,10 @@ def _has_negative_zero(codes: Tensor) -> bool:
 
 def _negative_zero(dtype: torch.dtype) -> int:
     return torch.iinfo(_BITS_OF[dtype]).min
+
+
+def _word(code: float, dtype: torch.dtype) -> int:
+    return int(_bits(torch.tensor(code, dtype=dtype)).item())
 
 
 def _as_code(integer: int, dtype: torch.dtype) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,18 +30,20 @@ class Scratch:
 
 
 def pack(codes: Tensor, bits: int, scratch: Scratch) -> Tensor:
-    """The bytes of 1-d int32 or int64 `codes`, all within 0 and 2**bits - 1; the last byte is filled up with zeros.
+    """The bytes of 1-d uint8, int32 or int64 `codes`, all within 0 and 2**bits - 1; the last byte is filled up with zeros.
 
     Half and double widths are packed as words: a shift and an or for two neighbours at once. Others are put
     together byte by byte, each from the codes that lie in it.
     """
     if bits in (1, 2, 4, 8):
-        return _merged(scratch.take("packed", torch.uint8, codes).copy_(codes), bits, scratch)
+        narrow = codes if codes.dtype == torch.uint8 else scratch.take("packed", torch.uint8, codes).copy_(codes)
+        return _merged(narrow, bits, scratch)
     if bits == 16:
         return codes.to(torch.int16).view(torch.uint8)
     if bits == 32:
         return codes.to(torch.int32).view(torch.uint8)
     nbytes = packed_bytes(codes.numel(), bits)
+    codes = codes.to(torch.int32) if codes.dtype == torch.uint8 else codes
     filled = _filled_up(codes, _GROUP)
     columns = scratch.take("columns", codes.dtype, filled).view(_GROUP, -1).copy_(filled.view(-1, _GROUP).t())
     byte = scratch.take("byte", codes.dtype, columns[0])
@@ -53,6 +56,8 @@ def pack(codes: Tensor, bits: int, scratch: Scratch) -> Tensor:
 
 def pack_mask(mask: Tensor, scratch: Scratch) -> Tensor:
     """The bytes of a 1-d mask, one bit an element."""
+    if mask.is_cpu:
+        return torch.from_numpy(np.packbits(mask.numpy(), bitorder="little"))
     return _merged(mask.view(torch.uint8), 1, scratch)
 
 

@@ -106,13 +106,10 @@ def backward_whole(
 def for_each(device: Device, x: Tensor, work: Callable[[Tensor, int], None]) -> None:
     """Do `work` on every tile of the 1-d host tensor `x`, in order; it gets the tile, and at which element that starts.
 
-    Tiles are half as large as others, as `work` has results beside them, and all but the last have a multiple of
-    eight elements. Work is done again, in smaller tiles, where memory was short.
+    All tiles but the last have a multiple of eight elements. It is done again, in smaller tiles, where memory was short.
     """
     start = x.storage_offset()
-    tile_bytes = device.tile_bytes // 2
-    for tile, parts in _cut(x, {}, tile_bytes):
-        _fit(device, tile, parts, lambda part, _: work(part, int(part.storage_offset() - start)), tile_bytes)
+    _for_each_tile(device, x, {}, lambda tile, _: work(tile, int(tile.storage_offset() - start)))
 
 
 def _for_each_tile(device: Device, x: Tensor, tensors: Mapping[str, Tensor], step: Step) -> None:

@@ -76,10 +76,9 @@ function spark(values) {
   const points = values
     .map((value, index) => [width - 1 - (values.length - 1 - index) * step, height - 2 - (greatest > 0 ? (value / greatest) * (height - 4) : 0)])
     .filter(([, top]) => Number.isFinite(top));
-  if (points.length < 2) points.length = 0; // one reading is no line
   return svg(
     "svg",
     { class: "spark", viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
-    svg("polyline", { points: points.map(([left, top]) => `${left.toFixed(1)},${top.toFixed(1)}`).join(" ") }),
+    points.length < 2 ? "" : svg("polyline", { points: points.map(([left, top]) => `${left.toFixed(1)},${top.toFixed(1)}`).join(" ") }),
   );
 }

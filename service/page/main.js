@@ -192,11 +192,15 @@ function askForKey(error) {
 
 /** The line at the top: what /readyz says, or that nobody answers. */
 function showState(state, error = null) {
-  const isReady = state?.ready === true;
-  const text = state === null ? (error?.title ?? "The server does not answer") : isReady ? `ready on ${state.device}` : `not ready${state.draining ? ", about to stop" : ""}${state.fault ? `: ${state.fault}` : ""}`;
-  byId("lamp").className = `lamp ${isReady ? "on" : "off"}`;
+  const text = state === null ? (error?.title ?? "The server does not answer") : inWords(state);
+  byId("lamp").className = `lamp ${state?.ready ? "on" : "off"}`;
   if (byId("state-text").textContent !== text) byId("state-text").textContent = text;
   if (state?.max_body_bytes) fileView.limitBytes = state.max_body_bytes;
+}
+
+function inWords({ ready, device, draining, fault }) {
+  if (ready) return `ready on ${device}`;
+  return `not ready${draining ? ", about to stop" : ""}${fault ? `: ${fault}` : ""}`;
 }
 
 /** The numbers of a .npy answer of one array. */

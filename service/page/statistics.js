@@ -3,7 +3,8 @@
 
 /** A tensor with more different values than float16 has is not quantized. */
 export const MOST_LEVELS = 65536;
-const BINS = 41;
+/** About one for five pixels on a phone. */
+const BINS = 81;
 
 /**
  * The comparison of y with x: elements, compared, nonFinite (of y), levels (null: more than MOST_LEVELS), least

@@ -25,6 +25,7 @@ from service.processes.signals import RETIRE, Hangups
 from service.processes.sockets import BACKLOG, address_of
 from service.processes.tls import make_context, renew_certificate
 from service.settings import Settings
+from service.tracing.export import exported
 from service.transport import Connection, EncryptedConnection
 from service.transport.heads import KnownHeads
 
@@ -54,26 +55,27 @@ def serve(
     configure(settings.log_level, settings.log_format)
     hangups = Hangups()
     context = make_context(settings)
-    try:
-        app = create_app(settings, worker=worker or 0, device=device)
-    except (DeviceFault, OSError, ValueError) as error:
-        raise CannotServe(str(error)) from error
-    core: Core = app.state.core
-    if worker is None:
-        log.info("stequant %s serves on %s", __version__, address_of(sock, encrypted=context is not None))
-    log.info("device %s: %s", core.engine.device.name, core.engine.device.reason)
-    config = uvicorn.Config(
-        app,
-        http=Connection,  # type: ignore[arg-type]  # a BufferedProtocol, which uvicorn's annotation does not foresee
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=settings.grace_s,  # type: ignore[arg-type]  # asyncio takes a float
-    )
-    _Server(config, core, context, hangups, heart).run(sockets=[sock])
+    with exported() as tracer_provider:
+        try:
+            app = create_app(settings, worker=worker or 0, device=device, tracer_provider=tracer_provider)
+        except (DeviceFault, OSError, ValueError) as error:
+            raise CannotServe(str(error)) from error
+        core: Core = app.state.core
+        if worker is None:
+            log.info("stequant %s serves on %s", __version__, address_of(sock, encrypted=context is not None))
+        log.info("device %s: %s", core.engine.device.name, core.engine.device.reason)
+        config = uvicorn.Config(
+            app,
+            http=Connection,  # type: ignore[arg-type]  # a BufferedProtocol, which uvicorn's annotation does not foresee
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=settings.grace_s,  # type: ignore[arg-type]  # asyncio takes a float
+        )
+        _Server(config, core, context, hangups, heart).run(sockets=[sock])
     if (fault := core.engine.fault) is not None:
         raise DeviceHasFailed(fault.detail)
     log.info("stopped")

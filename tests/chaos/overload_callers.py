@@ -6,6 +6,7 @@ PLAN is a JSON object with the fields of `Plan`; what the callers have seen is p
 from __future__ import annotations
 
 import json
+import random
 import select
 import subprocess
 import sys
@@ -26,13 +27,16 @@ sys.path[:0] = [str(HERE.parent / folder) for folder in ("http", "e2e")]
 
 @dataclass
 class Plan:
-    """How many callers send a tensor of this many float32 numbers, for how long, and how long they pause after a refusal."""
+    """How many callers send a tensor of this many float32 numbers, and for how long.
+
+    After a refusal a caller pauses for `pause_s`; where that is None, for as long as `Retry-After` says, and up to a quarter more.
+    """
 
     port: int
     callers: int
     seconds: float
     elements: int
-    pause_s: float = 0.0
+    pause_s: float | None = None
 
 
 @dataclass
@@ -53,13 +57,8 @@ class Seen:
 
 def seen_by(plan: Plan) -> Seen:
     """Let callers run in another process, and wait for what they have seen."""
-    done = subprocess.run(
-        [sys.executable, __file__, json.dumps(asdict(plan))],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=plan.seconds + 60,
-        check=True,
-    )
+    command = [sys.executable, __file__, json.dumps(asdict(plan))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=plan.seconds + 60, check=True)
     return Seen(**json.loads(done.stdout))
 
 
@@ -94,12 +93,15 @@ class Callers:
                 wire.socket.close()
                 wire = None
             if answer.status == 429:
-                time.sleep(self.plan.pause_s)
+                time.sleep(max(0.0, min(self._pause_s(int(answer.headers["retry-after"])), until - time.perf_counter())))
         if wire is not None:
             wire.socket.close()
         with self._lock:
             for status, times_s in took_s.items():
                 self.took_s.setdefault(status, []).extend(times_s)
+
+    def _pause_s(self, retry_after_s: int) -> float:
+        return retry_after_s * (1 + random.random() / 4) if self.plan.pause_s is None else self.plan.pause_s
 
     def _connect(self) -> Any:
         from server_process import Wire

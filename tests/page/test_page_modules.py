@@ -253,7 +253,7 @@ def test_errors_are_those_that_numpy_finds(modules: Modules) -> None:
     assert math.isclose(found["largestError"], np.abs(error).max(), rel_tol=1e-12)
     assert math.isclose(found["rmsError"], math.sqrt((error**2).mean()), rel_tol=1e-12)
     assert math.isclose(found["meanError"], error.mean(), rel_tol=1e-9)
-    assert found["histogram"]["counts"] == np.histogram(error, 41)[0].tolist()
+    assert found["histogram"]["counts"] == np.histogram(error, 81)[0].tolist()
 
 
 def _texts(values: np.ndarray) -> list[str]:
