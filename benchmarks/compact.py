@@ -1,4 +1,7 @@
-"""Compact answers beside values: the same body to the same server, in turns, one connection; requests a second."""
+"""Compact answers beside values: the same body to the same server, in turns, one connection; requests a second.
+
+Over a bare socket, and through `service.client`, which hands out codes as they came: decoding is the caller's.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -18,6 +23,7 @@ from benchmarks.payloads import SEED, WrongBits
 from benchmarks.servers import Server, kinds
 from benchmarks.stats import median, ratio, spread
 from benchmarks.units import MIB, size_name
+from service.client import Client
 
 EXPRESSION = "clamp(0,1)|k_bit_quantize(4)"
 BITS = 4
@@ -70,6 +76,7 @@ class Rates:
     """Requests a second of each form, round by round, for one size of the body."""
 
     size_bytes: int
+    way: str
     rates: dict[str, list[float]] = field(default_factory=dict)
     answer_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -77,8 +84,8 @@ class Rates:
         """For people."""
         values = self.rates["values"]
         return "\n".join(
-            f"{size_name(self.size_bytes):>7}  {name:<7} {median(rates):8.1f}/s  {ratio(rates, values):5.2f} × values  "
-            f"answer {self.answer_bytes[name]:>9} bytes  (spread {spread(rates):.0%} of {len(rates)} rounds)"
+            f"{size_name(self.size_bytes):>7}  {self.way:<6}  {name:<7} {median(rates):8.1f}/s  "
+            f"{ratio(rates, values):5.2f} × values  answer {self.answer_bytes[name]:>9} bytes  (spread {spread(rates):.0%} of {len(rates)} rounds)"
             for name, rates in self.rates.items()
         )
 
@@ -91,34 +98,57 @@ def run(sizes_bytes: Sequence[int], *, rounds: int, device: str, say: Callable[[
         server = Server(kinds(folder, device)["ours"], folder)
         try:
             for size_bytes in sizes_bytes:
-                results.append(measure(server.address, size_bytes, rounds))
+                x = np.random.default_rng(SEED).random(size_bytes // 4, dtype=np.float32) * np.float32(2) - np.float32(0.5)
+                results += [over_socket(server.address, x, rounds), through_client(server.address, x, rounds)]
                 say(size_name(size_bytes))
         finally:
             server.stop()
     return results
 
 
-def measure(address: str, size_bytes: int, rounds: int) -> Rates:
-    """One size: every round begins with another form."""
-    x = np.random.default_rng(SEED).random(size_bytes // 4, dtype=np.float32) * np.float32(2) - np.float32(0.5)
+def over_socket(address: str, x: Array, rounds: int) -> Rates:
+    """Requests made beforehand, answers left as they are."""
     requests = {form.name: _request(form.target, x) for form in FORMS}
-    found = Rates(size_bytes, {form.name: [] for form in FORMS})
-    with Connection(address, size_bytes + HEAD_ROOM_BYTES) as connection:
-        for form in FORMS:
-            found.answer_bytes[form.name] = _check(form, connection.exchange(requests[form.name]), x)
-        for number in range(rounds):
-            first = number % len(FORMS)
-            for form in FORMS[first:] + FORMS[:first]:
-                found.rates[form.name].append(_rate(connection, requests, form.name, max(4, BYTES_A_ROUND // size_bytes)))
-    return found
+    with Connection(address, x.nbytes + HEAD_ROOM_BYTES) as connection:
+        sizes = {form.name: _check(form, connection.exchange(requests[form.name]), x) for form in FORMS}
+        calls = {name: partial(connection.exchange, request) for name, request in requests.items()}
+        return Rates(x.nbytes, "socket", in_turns(calls, x.nbytes, rounds), sizes)
 
 
-def _rate(connection: Connection, requests: Mapping[str, bytes], name: str, calls: int) -> float:
-    connection.exchange(requests[name])
+def through_client(address: str, x: Array, rounds: int) -> Rates:
+    """Calls of the client; what they give is not decoded, but for a check of its bits."""
+    with Client(f"http://{address}") as client:
+        calls: dict[str, Callable[[], Any]] = {
+            "values": partial(client.quantize, EXPRESSION, x),
+            "codes": partial(client.quantize, EXPRESSION, x, output="codes"),
+            "packed": partial(client.quantize, EXPRESSION, x, output="packed"),
+            "mask": partial(client.grad, EXPRESSION, x, output="mask"),
+        }
+        values = calls["values"]()
+        for name in ("codes", "packed"):
+            if calls[name]().decode().tobytes() != values.tobytes():
+                raise WrongBits(f"{name}: decoded they are not the values")
+        sizes = {name: call().nbytes for name, call in calls.items()}
+        return Rates(x.nbytes, "client", in_turns(calls, x.nbytes, rounds), sizes)
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], size_bytes: int, rounds: int) -> dict[str, list[float]]:
+    """Calls a second of each, round by round; every round begins with another one."""
+    names = list(calls)
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            rates[name].append(_rate(calls[name], max(4, BYTES_A_ROUND // size_bytes)))
+    return rates
+
+
+def _rate(call: Callable[[], object], times: int) -> float:
+    call()
     begin = time.perf_counter()
-    for _ in range(calls):
-        connection.exchange(requests[name])
-    return calls / (time.perf_counter() - begin)
+    for _ in range(times):
+        call()
+    return times / (time.perf_counter() - begin)
 
 
 def _check(form: Form, answer: memoryview, x: Array) -> int:

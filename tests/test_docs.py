@@ -45,6 +45,7 @@ NOT_RUN = {
     "pip install .",
     "pip install '.[server]'",
     ". .venv/bin/activate",
+    "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 stequant serve",
 }
 START_S = 60
 BLOCK_S = 60

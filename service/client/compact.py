@@ -142,7 +142,22 @@ def unpack(packed: npt.NDArray[np.uint8], bits: int, count: int) -> Integers:
         raise ValueError(f"bits is {bits}; allowed: 1 to 32")
     if count < 0 or packed.nbytes != packed_bytes(count, bits):
         raise ValueError(f"{count} codes of {bits} bits have {packed_bytes(max(count, 0), bits)} bytes, got {packed.nbytes}")
-    dtype = np.dtype(np.uint8 if bits <= 8 else np.dtype("<u2") if bits <= 16 else np.dtype("<u4"))
+    dtype = np.dtype("u1" if bits <= 8 else "<u2" if bits <= 16 else "<u4")
+    if bits in (8, 16, 32):
+        return packed.view(dtype).copy()
+    return _unpacked_words(packed, bits, count) if 8 % bits == 0 else _unpacked_bits(packed, bits, count, dtype)
+
+
+def _unpacked_words(packed: npt.NDArray[np.uint8], bits: int, count: int) -> Integers:
+    """Codes of which whole numbers lie in a byte."""
+    codes = np.empty((packed.size, 8 // bits), np.uint8)
+    for position in range(8 // bits):
+        np.bitwise_and(packed >> np.uint8(position * bits), np.uint8(2**bits - 1), out=codes[:, position])
+    return codes.reshape(-1)[:count]
+
+
+def _unpacked_bits(packed: npt.NDArray[np.uint8], bits: int, count: int, dtype: np.dtype[Any]) -> Integers:
+    """Codes of any width, bit by bit."""
     codes = np.empty(count, dtype)
     step_bytes = _BLOCK_CODES * bits // 8
     for start, at in zip(range(0, count, _BLOCK_CODES), range(0, packed.nbytes, step_bytes), strict=True):

@@ -18,6 +18,8 @@ from service.ops import AffineKBitQuantize, Ceil, Floor, KBitQuantize, Operator,
 from service.wire.layout import bytes_of
 from service.wire.message import WireTensor
 
+_TABLE_ITEM_BYTES = 2
+
 Numbers = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 
@@ -27,6 +29,16 @@ def values(operator: Operator, codes: npt.NDArray[Any], dtype: DType, tensors: M
     `codes` are integers; where they are signed, the smallest of their dtype stands for -0.0. `tensors` are those that the
     operator names. Raises `UnknownOperator` for one that has no codes.
     """
+    unsigned = np.dtype(f"<u{codes.dtype.itemsize}")
+    if not tensors and codes.dtype.itemsize <= _TABLE_ITEM_BYTES and codes.size > 2 ** (8 * codes.dtype.itemsize):
+        # More elements than there are integers: each integer's value is computed once, and looked up.
+        every = np.arange(2 ** (8 * codes.dtype.itemsize), dtype=unsigned).view(codes.dtype)
+        table = np.frombuffer(_computed(operator, every, dtype, tensors), f"<u{dtype.itemsize}")
+        return bytes_of(table.take(codes.view(unsigned).reshape(-1)))
+    return _computed(operator, codes, dtype, tensors)
+
+
+def _computed(operator: Operator, codes: npt.NDArray[Any], dtype: DType, tensors: Mapping[str, WireTensor]) -> memoryview:
     with np.errstate(all="ignore"):
         numbers = _rounded(codes.astype(_arithmetic(dtype)), dtype)
         if np.issubdtype(codes.dtype, np.signedinteger):
