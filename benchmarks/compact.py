@@ -85,7 +85,8 @@ class Rates:
         values = self.rates["values"]
         return "\n".join(
             f"{size_name(self.size_bytes):>7}  {self.way:<6}  {name:<7} {median(rates):8.1f}/s  "
-            f"{ratio(rates, values):5.2f} × values  answer {self.answer_bytes[name]:>9} bytes  (spread {spread(rates):.0%} of {len(rates)} rounds)"
+            f"{ratio(rates, values):5.2f} × values  "
+            f"answer {self.answer_bytes[name]:>9} bytes  (spread {spread(rates):.0%} of {len(rates)} rounds)"
             for name, rates in self.rates.items()
         )
 
