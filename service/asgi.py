@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from service.answer import CALLER_GONE, Answer, problem
-from service.core import Admitted, Core, check_length
+from service.core import Admitted, Core, check_length, unexpected
 from service.device.buffers import allocate
 from service.errors import BadFraming, MalformedBody, StequantError
 from service.head import Head
 from service.job import Job
-from service.logs import log, log_exchange
+from service.logs import log_exchange
 from service.metrics import Exchange
 
 Scope = MutableMapping[str, Any]
@@ -66,6 +66,8 @@ class HotPaths:
                 answer = await self.core.answer(job, body)
             except StequantError as error:
                 answer = problem(error, head.path)
+            except MemoryError as error:
+                answer = problem(unexpected(error, f"a call of {head.path}"), head.path)
             await _write(answer, send, job)
         except CallerGone:
             answer = CALLER_GONE
@@ -93,12 +95,11 @@ class HotPaths:
             except StequantError as error:
                 scope[PROBLEM_CODE] = error.code
                 await _write(problem(error, head.path), counted, None)
-        except Exception:
-            log.exception("%s %s failed", head.method, head.path)
+        except Exception as error:
+            failure = unexpected(error, f"{head.method} {head.path}")
             if status != 500:
                 raise  # an answer has begun; the server closes the connection
-            scope[PROBLEM_CODE] = StequantError.code
-            failure = StequantError("the request failed inside the server; its log has the details")
+            scope[PROBLEM_CODE] = failure.code
             await _write(problem(failure, head.path), counted, None)
         finally:
             route = getattr(scope.get("route"), "path", "other")

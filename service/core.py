@@ -15,12 +15,23 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, get_args
 
 from service import head as heads
 from service import wire
+from service.ahead import FIRST_LOOK_BYTES, NEVER, Ahead
 from service.answer import CALLER_GONE, Answer, problem
 from service.budget import Budget
 from service.call import OUTPUTS, Call, Kind, fields, plan
-from service.device.buffers import Pool
+from service.device.buffers import Pool, no_memory
 from service.device.engine import Engine
-from service.errors import BodyTooLarge, DeadlineExceeded, DeviceFault, MethodNotAllowed, NotAcceptable, NotReady, StequantError
+from service.device.faults import is_out_of_memory
+from service.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    DeviceFault,
+    MethodNotAllowed,
+    NotAcceptable,
+    NotReady,
+    OutOfMemory,
+    StequantError,
+)
 from service.head import Head
 from service.hosts import TrustedHosts
 from service.job import Identities, Job, given_id
@@ -31,6 +42,7 @@ from service.ops import Expression
 from service.ops.codes import Output, check_output
 from service.settings import Settings
 from service.shortcut import Shortcut, learn
+from service.wire.compact import CompactBundle
 
 if TYPE_CHECKING:
     from service.tracing.spans import Spans
@@ -42,6 +54,8 @@ SMALL_ELEMENTWISE_BYTES = 2 * 2**20 + 4096
 SMALL_BYTES = 256 * 1024
 # JSON makes a Python object of every number: about a hundred times the work per byte.
 SMALL_JSON_BYTES = 4 * 1024
+# Longer chains are computed when their body is there, on a lane: what the loop does between two receives stays short.
+_MAX_OPERATORS_AHEAD = 4
 
 PATHS: dict[str, Kind] = {f"/{kind}": kind for kind in get_args(Kind)}
 
@@ -246,12 +260,11 @@ class Core:
         try:
             if job.began > job.deadline:
                 raise too_late(terms)
-            return self._computed(terms, body)
+            return self._computed(terms, body) if job.ahead is None else self._computed_ahead(job, terms, body, job.ahead)
         except StequantError as error:
             return problem(error)
-        except Exception:
-            log.exception("a call of %s failed", terms.expression)
-            return problem(StequantError("the call failed inside the server; its log has the details"))
+        except Exception as error:
+            return problem(unexpected(error, f"a call of {terms.expression}"))
         finally:
             job.ended = time.perf_counter()
 
@@ -259,17 +272,57 @@ class Core:
         for shortcut in terms.shortcuts:
             if shortcut.fits(body):
                 return shortcut.answer(self.engine, body)
-        message = terms.format.decode(body, fields(terms.kind, terms.output), self.settings.max_tensors)
-        call = plan(terms.kind, terms.expression, message, terms.output)
+        call = self._call(terms, body)
         answer_format, media_type = self._offer(terms, body)
         if terms.output != "values":
-            compact = answer_format.encode_compact(self.engine.condense(call))
-            return Answer.of(200, media_type, compact)._replace(headers=_how_to_decode(call))
+            return _compact(call, self.engine.condense(call), answer_format, media_type)
         answer = Answer.of(200, media_type, answer_format.encode(self.engine.run(call)))
         learned = learn(call, body, answer, self.engine.device)
         if learned is not None:
             terms.shortcuts[:] = (learned,)
         return answer
+
+    def first_look_bytes(self, terms: Admitted, nbytes: int) -> int:
+        """How much of a body of `nbytes` has to be there for `look_ahead`; more than there will ever be where that is in vain.
+
+        Small calls are computed when they are there. Beside others, a lane computes while the loop receives; and long
+        chains would keep them waiting. Most gradients need `x` first, which is the first half of the body.
+        """
+        if not isinstance(terms, Terms) or nbytes <= terms.instant_bytes or terms.format.name == "json":
+            return NEVER
+        if self.budget.in_flight_bytes > 2 * nbytes:
+            return NEVER
+        expression = terms.expression
+        if not expression.elementwise or expression.tensor_names or len(expression.operators) > _MAX_OPERATORS_AHEAD:
+            return NEVER
+        operands = len(fields(terms.kind, terms.output))
+        return FIRST_LOOK_BYTES + nbytes // operands * (operands - 1)
+
+    def look_ahead(self, job: Job, body: memoryview, received_bytes: int) -> int:
+        """Begin with a call of whose body so much has come; how much has to be there for `job.ahead` to go on.
+
+        Where that is not possible, for whatever reason, nothing has happened: the whole body will say why.
+        """
+        terms: Terms = job.terms  # type: ignore[assignment]  # there is no first look for others
+        try:
+            self._offer(terms, body)
+            job.ahead = Ahead.of(self.engine, self._call(terms, body), body, received_bytes)
+        except (StequantError, MemoryError, RuntimeError):  # torch raises RuntimeError where memory has run out
+            return NEVER
+        return NEVER if job.ahead is None else job.ahead.advance(received_bytes)
+
+    def _computed_ahead(self, job: Job, terms: Terms, body: memoryview, ahead: Ahead) -> Answer:
+        answer_format, media_type = self._offer(terms, body)
+        result = ahead.result()
+        # What was computed while the body came is counted as computing, not as reading.
+        job.received = job.began = time.perf_counter() - ahead.compute_s
+        if isinstance(result, CompactBundle):
+            return _compact(ahead.call, result, answer_format, media_type)
+        return Answer.of(200, media_type, answer_format.encode(result))
+
+    def _call(self, terms: Terms, body: memoryview) -> Call:
+        message = terms.format.decode(body, fields(terms.kind, terms.output), self.settings.max_tensors)
+        return plan(terms.kind, terms.expression, message, terms.output)
 
     def _offer(self, terms: Terms, body: memoryview) -> wire.Choice:
         """The best offer that can hold the answer to this body: JSON only up to the limit for JSON."""
@@ -310,16 +363,16 @@ class Core:
         except StequantError as error:
             job.ended = time.perf_counter()
             return problem(error, terms.path)
-        except Exception:
-            log.exception("a call of %s failed", terms.expression if isinstance(terms, Terms) else terms.path)
-            return problem(StequantError("the call failed inside the server; its log has the details"), terms.path)
+        except Exception as error:
+            job.ended = time.perf_counter()
+            what = f"a call of {terms.expression if isinstance(terms, Terms) else terms.path}"
+            return problem(unexpected(error, what), terms.path)
 
     async def _answer_together(self, job: Job, terms: Terms, body: memoryview) -> Answer:
         job.began = time.perf_counter()
         if job.began > job.deadline:
             raise too_late(terms)
-        message = terms.format.decode(body, fields(terms.kind), self.settings.max_tensors)
-        call = plan(terms.kind, terms.expression, message)
+        call = self._call(terms, body)
         answer_format, media_type = self._offer(terms, body)
         answer = Answer.of(200, media_type, answer_format.encode(await self.engine.compute(call)))
         job.ended = time.perf_counter()
@@ -358,6 +411,9 @@ class Core:
         """Count and log an answered request of a hot path, and release what it had reserved."""
         self.budget.release(job.reserved_bytes)
         job.reserved_bytes = 0
+        if answer.code == OutOfMemory.code:
+            # It will be sent again, and may need what is kept for others.
+            self.pool.clear()
         terms = job.terms
         now = time.perf_counter()
         exchange = Exchange(
@@ -393,9 +449,24 @@ def instant_bytes(kind: Kind, expression: Expression, output: Output, formats: t
     return SMALL_ELEMENTWISE_BYTES if expression.elementwise and not expression.tensor_names else SMALL_BYTES
 
 
+def _compact(call: Call, bundle: CompactBundle, answer_format: wire.Format, media_type: str) -> Answer:
+    return Answer.of(200, media_type, answer_format.encode_compact(bundle))._replace(headers=_how_to_decode(call))
+
+
 def _how_to_decode(call: Call) -> tuple[tuple[bytes, bytes], ...]:
     """The header that says whose codes an answer holds, as npy has no other place for it."""
     return () if call.output == "mask" else ((b"x-stequant-decode", str(call.expression.operators[-1]).encode()),)
+
+
+def unexpected(error: Exception, what: str) -> StequantError:
+    """What the caller is told where `what` failed with an error that is none of ours, within its `except` clause.
+
+    Memory that has run out comes back: nobody is to be woken for it. Everything else is our mistake, and logged.
+    """
+    if is_out_of_memory(error):
+        return no_memory("this call")
+    log.exception("%s failed", what)
+    return StequantError("the call failed inside the server; its log has the details")
 
 
 def check_is_post(head: Head) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from service.ahead import Ahead
     from service.core import Admitted
 
 _GIVEN = re.compile(rb"[!-~]{1,128}")
@@ -21,14 +22,16 @@ class Job:
 
     The four times are seconds of `time.perf_counter`: `started` with the head, `received` with the last
     byte of the body, `began` and `ended` with the work. After `deadline`, on the same clock, nobody waits
-    for the answer any more. `terms` are None until it is admitted.
+    for the answer any more. `terms` are None until it is admitted. `ahead` is there while its body arrives, where it
+    is computed meanwhile.
     """
 
-    __slots__ = ("began", "deadline", "ended", "received", "request_id", "reserved_bytes", "started", "terms")
+    __slots__ = ("ahead", "began", "deadline", "ended", "received", "request_id", "reserved_bytes", "started", "terms")
 
     def __init__(self, request_id: bytes) -> None:
         self.request_id = request_id
         self.terms: Admitted | None = None
+        self.ahead: Ahead | None = None
         self.reserved_bytes = 0
         self.deadline = math.inf
         self.started = self.received = self.began = self.ended = time.perf_counter()

@@ -55,7 +55,7 @@ def learn(call: Call, body: memoryview, answer: Answer, device: Device) -> Short
         return None
     assert call.x is not None
     data = call.x.tensors[0].data
-    if not call.x.single or not data.nbytes or answer.pieces[1] is not data or _end(data) != _end(body):
+    if not call.x.single or not data.nbytes or answer.pieces[1] is not data or memory.end_of(data) != memory.end_of(body):
         return None
     prefix = body[: body.nbytes - data.nbytes].tobytes()
     return Shortcut(body.nbytes, prefix, _overwrite(call, len(prefix), device), bytes(answer.pieces[0]), answer.media_type)
@@ -72,8 +72,3 @@ def _overwrite(call: Call, start: int, device: Device) -> Overwrite:
             return lambda _, body: kernel(np.frombuffer(body, array_dtype, -1, start))
     torch_dtype = memory.TORCH_DTYPES[tensor.dtype.name]
     return lambda engine, body: engine.run_in_place(expression, torch.frombuffer(body, dtype=torch_dtype, offset=start))
-
-
-def _end(data: memoryview) -> int:
-    """The address behind the last byte."""
-    return torch.frombuffer(data, dtype=torch.uint8).data_ptr() + data.nbytes

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from service.errors import OutOfMemory
+
 # Cache line, and more than the alignment of any element.
 ALIGNMENT = 64
 _SMALL_BYTES = 16 * 1024
@@ -16,25 +18,33 @@ _SMALL_BYTES = 16 * 1024
 # processors that wait for each other. Seen at 16 MiB and 8 connections: about a quarter of the rate.
 _POOLED_BYTES = 512 * 1024
 _KEPT_BYTES = 512 * 2**20
-_KEPT_S = 1.0
+_KEPT_S = 10.0
 
 Room = npt.NDArray[np.uint8]
 
 
+def no_memory(what: str) -> OutOfMemory:
+    """The error of a call for which the host, not the device, has no memory left."""
+    return OutOfMemory(f"the host has no memory left for {what}; try again, or send smaller tensors")
+
+
 def pageable(nbytes: int) -> Room:
-    """Ordinary memory, uninitialised. NumPy asks for huge pages when the size is worth it."""
-    return np.empty(nbytes, dtype=np.uint8)
+    """Ordinary memory, uninitialised. NumPy asks for huge pages when the size is worth it. Raises `OutOfMemory`."""
+    try:
+        return np.empty(nbytes, dtype=np.uint8)
+    except MemoryError as error:
+        raise no_memory(f"the {nbytes} bytes of this body") from error
 
 
 def allocate(nbytes: int) -> memoryview:
-    """`nbytes` of uninitialised memory whose end is aligned.
+    """`nbytes` of uninitialised memory whose end is aligned. Raises `OutOfMemory`.
 
     The last tensor of a body ends where the body ends, in npy as in msgpack, so aligning the end aligns
     its elements, wherever its header ends. Small bodies are not worth the care: what is not aligned in them
     is copied later, in less than a microsecond.
     """
     if nbytes < _SMALL_BYTES:
-        return memoryview(bytearray(nbytes))
+        return _small(nbytes)
     return _placed(pageable(nbytes + ALIGNMENT), nbytes)
 
 
@@ -50,7 +60,7 @@ class Pool:
         self.bytes = 0
 
     def take(self, nbytes: int) -> memoryview:
-        """Memory as `allocate` gives it, used before where there is some."""
+        """Memory as `allocate` gives it, used before where there is some. Raises `OutOfMemory`."""
         if nbytes < _POOLED_BYTES:
             return allocate(nbytes)
         needed = nbytes + ALIGNMENT
@@ -59,7 +69,7 @@ class Pool:
                 del self._free[index]
                 self.bytes -= room.nbytes
                 return _placed(room, nbytes)
-        return _placed(self._fresh(needed), nbytes)
+        return _placed(self._made(needed), nbytes)
 
     def give(self, buffer: memoryview) -> None:
         """Take back memory that nobody reads or writes any more."""
@@ -68,12 +78,34 @@ class Pool:
             self._free.append((time.monotonic(), room))
             self.bytes += room.nbytes
 
+    def clear(self) -> None:
+        """Let go of everything, as memory is missing elsewhere."""
+        self._free.clear()
+        self.bytes = 0
+
+    def _made(self, nbytes: int) -> Room:
+        try:
+            return self._fresh(nbytes)
+        except OutOfMemory:
+            if not self._free:
+                raise
+        # What is kept for bodies of other sizes may be what is missing.
+        self.clear()
+        return self._fresh(nbytes)
+
     def trim(self) -> None:
-        """Let go of what was not used for a second."""
+        """Let go of what was not used for a while."""
         oldest = time.monotonic() - _KEPT_S
         if self._free and self._free[0][0] < oldest:
             self._free = [(since, room) for since, room in self._free if since >= oldest]
             self.bytes = sum(room.nbytes for _, room in self._free)
+
+
+def _small(nbytes: int) -> memoryview:
+    try:
+        return memoryview(bytearray(nbytes))
+    except MemoryError as error:
+        raise no_memory(f"the {nbytes} bytes of this body") from error
 
 
 def _placed(room: Room, nbytes: int) -> memoryview:

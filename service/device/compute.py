@@ -52,7 +52,7 @@ def _grad(device: Device, call: Call) -> Message:
     else:
         results, totals = _whole_gradients(device, call)
     operand = call.operand
-    laid_out = tuple(map(_in_order_of, operand.tensors, results))
+    laid_out = tuple(map(in_order_of, operand.tensors, results))
     answer = {"grad_x": Bundle(laid_out, operand.names, operand.single)}
     for name, parameter in call.tensors.items():
         dtype = memory.TORCH_DTYPES[parameter.dtype.name]
@@ -120,7 +120,7 @@ def _lie_alike(call: Call) -> bool:
     return inputs is None or all(x.fortran == g.fortran for x, g in zip(inputs, call.grad_output.tensors, strict=True))
 
 
-def _in_order_of(like: WireTensor, tensor: WireTensor) -> WireTensor:
+def in_order_of(like: WireTensor, tensor: WireTensor) -> WireTensor:
     """`tensor` in the memory order and the style of `like`."""
     if like.fortran == tensor.fortran:
         return (

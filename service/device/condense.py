@@ -111,22 +111,52 @@ class _Found(NamedTuple):
     codes: Tensor
 
 
+class Condenser(NamedTuple):
+    """How one tensor is condensed: `write` does it for a tile of the elements, and the element at which that starts."""
+
+    elements: Tensor
+    write: Callable[[Tensor, int], None]
+    finish: Callable[[], CompactTensor]
+
+    def whole(self, device: Device) -> CompactTensor:
+        """All tiles, one after the other."""
+        tiles.for_each(device, self.elements, self.write)
+        device.synchronize()
+        return self.finish()
+
+
 def condense(device: Device, call: Call) -> CompactBundle:
     """The compact answer to a call. Operands are overwritten.
 
     Raises `NotRepresentable` where more of the elements are exceptions than is worth it.
     """
-    field = "y" if call.kind == "quantize" else "grad_x"
     assert call.x is not None
     form = _mask if call.output == "mask" else _codes
-    results = tuple(form(device, call, tensor) for tensor in call.x.tensors)
-    return CompactBundle(field, results, call.x.names, call.x.single)
+    return bundle(call, [form(device, call, tensor).whole(device) for tensor in call.x.tensors])
+
+
+def condenser(device: Device, call: Call) -> Condenser | None:
+    """How the one tensor of a call is condensed without a look at all of it before; None where that is needed.
+
+    The expression is elementwise and names no tensor.
+    """
+    assert call.x is not None
+    (x,) = call.x.tensors
+    if call.output == "mask":
+        return _mask(device, call, x)
+    return None if _known_container(call, memory.TORCH_DTYPES[x.dtype.name]) is None else _codes(device, call, x)
+
+
+def bundle(call: Call, results: Sequence[CompactTensor]) -> CompactBundle:
+    """The answer to a call, whose tensors are these."""
+    assert call.x is not None
+    return CompactBundle("y" if call.kind == "quantize" else "grad_x", tuple(results), call.x.names, call.x.single)
 
 
 # Masks ----------------------------------------------------------------------------------------------
 
 
-def _mask(device: Device, call: Call, x: WireTensor) -> CompactTensor:
+def _mask(device: Device, call: Call, x: WireTensor) -> Condenser:
     elements = _elements(x)
     stream = _answer_memory(elements, packed_bytes(x.size, 1))
     scratch = Scratch()
@@ -135,18 +165,16 @@ def _mask(device: Device, call: Call, x: WireTensor) -> CompactTensor:
         passes = call.expression.passes(device.lift(tile))
         _write(device, pack_mask(passes, scratch), stream, at // 8)
 
-    tiles.for_each(device, elements, write)
-    device.synchronize()
-    return CompactTensor("mask", x.dtype, x.shape, memory.data_of(stream))
+    return Condenser(elements, write, lambda: CompactTensor("mask", x.dtype, x.shape, memory.data_of(stream)))
 
 
 # Codes ----------------------------------------------------------------------------------------------
 
 
-def _codes(device: Device, call: Call, x: WireTensor) -> CompactTensor:
+def _codes(device: Device, call: Call, x: WireTensor) -> Condenser:
     elements = _elements(x)
     scratch = Scratch()
-    coder = _coder(device, call, elements.view(x.shape), scratch)
+    coder = _coder(device, call, elements.view(x.shape))
     container = _known_container(call, elements.dtype)
     if container is None:
         container = _measured(device, elements, coder)
@@ -166,27 +194,31 @@ def _codes(device: Device, call: Call, x: WireTensor) -> CompactTensor:
             found.append(here)
             _check_worth(found, call, x)
 
-    tiles.for_each(device, elements, write)
-    device.synchronize()
-    last = call.expression.operators[-1]
-    exceptions = _exceptions(call, last, x, found) if found else NO_EXCEPTIONS
-    return CompactTensor(form, x.dtype, x.shape, memory.data_of(stream), container.name, container.bits, str(last), exceptions)
+    def finish() -> CompactTensor:
+        last = call.expression.operators[-1]
+        exceptions = _exceptions(call, last, x, found) if found else NO_EXCEPTIONS
+        return CompactTensor(form, x.dtype, x.shape, memory.data_of(stream), container.name, container.bits, str(last), exceptions)
+
+    return Condenser(elements, write, finish)
 
 
-def _coder(device: Device, call: Call, x: Tensor, scratch: Scratch) -> Callable[[Tensor], Tensor]:
-    """What makes codes of a tile of `x`, in other memory. What comes before the last operator may be done already."""
+def _coder(device: Device, call: Call, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """What makes codes of a tile of `x`. What comes before the last operator may be done already.
+
+    On the device's own copy of a tile, or on the CPU on `x` itself, they are made in place: less has to stay in cache.
+    """
     before, last = prefix(call.expression), call.expression.operators[-1]
     if before is None:
-        return lambda tile: last.codes(tile, out=scratch.take("codes", tile.dtype, tile))
+        return lambda tile: last.codes(tile, out=tile)
     tensors = {name: tensor for name, tensor in parameters(call).items() if name in before.tensor_names}
     if not before.elementwise or any(tensor.dim() for tensor in tensors.values()):
         tiles.forward_by_segments(device, before, x, tensors)
         device.synchronize()
-        return lambda tile: last.codes(tile, out=scratch.take("codes", tile.dtype, tile))
+        return lambda tile: last.codes(tile, out=tile)
     lifted = {name: device.lift(tensor) for name, tensor in tensors.items()}
 
     def coder(tile: Tensor) -> Tensor:
-        codes = before.forward(tile, lifted, out=scratch.take("codes", tile.dtype, tile))
+        codes = before.forward(tile, lifted, out=tile)
         return last.codes(codes, out=codes)
 
     return coder

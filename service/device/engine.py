@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from service.call import Call
 from service.device import coalescing, probe, tiles
+from service.device.arriving import Arriving, arriving
 from service.device.compute import compute
 from service.device.condense import condense
 from service.device.devices import Device
@@ -85,16 +87,11 @@ class Engine:
 
     async def submit(self, work: Callable[[], Result]) -> Result:
         """Run `work`, which calls `run`, on a lane of the device."""
-        outcome = self._outcomes.open()
-        self._lanes.put(lambda: settle(outcome, work))
-        return await asyncio.wrap_future(outcome)
+        return await asyncio.wrap_future(self._begun(work))
 
     async def compute(self, call: Call) -> Message:
         """`run` on a lane of the device, together with the calls like it that wait there as well."""
-        outcome = self._outcomes.open()
-        self._queue.add(call, outcome)
-        self._lanes.put(self._compute_oldest)
-        return await asyncio.wrap_future(outcome)
+        return await asyncio.wrap_future(self._queued(call))
 
     def close(self) -> None:
         """Let go of the threads, after the work that they have begun; what has not begun is answered `Draining`."""
@@ -115,6 +112,15 @@ class Engine:
         """`run` for a call that asks for a compact answer; `NotRepresentable` where its data have none."""
         return self._done(condense, call)
 
+    def arriving(self, call: Call) -> Arriving | None:
+        """How to compute a call while its last operand arrives, by `step`; None where that is not possible."""
+        return arriving(self.device, call)
+
+    def step(self, one: Arriving, start: int, stop: int) -> None:
+        """Compute these elements of a call that arrives; raises what `run` does."""
+        with self._health:
+            one.step(start, stop)
+
     def run_in_place(self, expression: Expression, elements: Tensor) -> None:
         """Overwrite 1-d host elements with `expression(elements)`; for elementwise expressions without tensors."""
         if self.device.computes_in_place:
@@ -132,6 +138,19 @@ class Engine:
             except BaseException as error:
                 self._end_copies(error)
                 raise
+
+    # No coroutine that waits may have an outcome in a variable: see `settle`.
+
+    def _begun(self, work: Callable[[], Result]) -> Future[Result]:
+        outcome: Future[Result] = self._outcomes.open()
+        self._lanes.put(lambda: settle(outcome, work))
+        return outcome
+
+    def _queued(self, call: Call) -> Future[Message]:
+        outcome: Future[Message] = self._outcomes.open()
+        self._queue.add(call, outcome)
+        self._lanes.put(self._compute_oldest)
+        return outcome
 
     def _done(self, work: Callable[[Device, Call], Result], call: Call) -> Result:
         with self._health:

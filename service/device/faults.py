@@ -10,7 +10,8 @@ import torch
 
 # cudaErrorMemoryAllocation, which page-locking host memory gives as well.
 _OUT_OF_MEMORY = 2
-_HOST_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+# What torch makes of a host allocation that failed in its own allocator, and in the C++ library.
+_HOST_ALLOCATORS = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc")
 # torch.AcceleratorError came with torch 2.8; before it, and still where the driver is called directly, a
 # RuntimeError begins with one of these.
 _CUDA = ("CUDA error", "CUDA driver error")
@@ -21,7 +22,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory has run out, of the device or of the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or getattr(error, "error_code", None) == _OUT_OF_MEMORY:
         return True
-    return isinstance(error, RuntimeError) and (_HOST_ALLOCATOR in str(error) or str(error).startswith("CUDA error: out of memory"))
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    return text.startswith("CUDA error: out of memory") or any(allocator in text for allocator in _HOST_ALLOCATORS)
 
 
 def is_sticky(error: BaseException) -> bool:

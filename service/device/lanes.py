@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
+from service.errors import OutOfMemory
+
 Work = Callable[[], None]
 
 _LOOK_S = 0.1
@@ -28,8 +30,11 @@ class Lanes:
         self._lock = threading.Lock()
 
     def put(self, work: Work) -> None:
-        """Have the work done by the next thread that is free. The first time starts the threads."""
-        if not self._threads:
+        """Have the work done by the next thread that is free. The first time starts the threads.
+
+        Raises `OutOfMemory` where there is none, and none can be started.
+        """
+        if len(self._threads) < self._count:
             self._start()
         self._queue.put(work)
 
@@ -48,7 +53,12 @@ class Lanes:
         with self._lock:
             while len(self._threads) < self._count:
                 thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:  # "can't start new thread": no memory for its stack, or too many of them
+                    if not self._threads:
+                        raise OutOfMemory("the host has no memory left for a thread; try again") from error
+                    return  # those that there are do the work; the next call tries again
                 self._threads.append(thread)
 
     def _work(self) -> None:

@@ -16,6 +16,14 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }
 
 
+def in_place(tensor: WireTensor) -> Tensor | None:
+    """The elements where they are, 1-d and writable; None where there are none, or they are read-only or not aligned."""
+    if tensor.data.readonly or not tensor.data.nbytes:
+        return None
+    elements = torch.frombuffer(tensor.data, dtype=TORCH_DTYPES[tensor.dtype.name])
+    return None if elements.data_ptr() % tensor.dtype.itemsize else elements
+
+
 def shared_flat(tensor: WireTensor) -> tuple[Tensor, bool]:
     """The elements in the order in which they lie in memory, 1-d, writable; and whether they share that memory.
 
@@ -27,10 +35,14 @@ def shared_flat(tensor: WireTensor) -> tuple[Tensor, bool]:
         return torch.empty(0, dtype=dtype), True
     if tensor.data.readonly:
         return torch.frombuffer(bytearray(tensor.data), dtype=dtype), False
-    shared = torch.frombuffer(tensor.data, dtype=dtype)
-    if shared.data_ptr() % tensor.dtype.itemsize:
-        return shared.clone(), False
-    return shared, True
+    shared = in_place(tensor)
+    return (torch.frombuffer(tensor.data, dtype=dtype).clone(), False) if shared is None else (shared, True)
+
+
+def between(tensor: WireTensor, start: int, stop: int) -> WireTensor:
+    """These elements, in the order in which they lie in memory, as a tensor of their own over the same bytes."""
+    itemsize = tensor.dtype.itemsize
+    return WireTensor(tensor.dtype, (stop - start,), tensor.data[start * itemsize : stop * itemsize])
 
 
 def shaped(elements: Tensor, tensor: WireTensor) -> Tensor:
@@ -48,3 +60,8 @@ def data_of(elements: Tensor) -> memoryview:
 def to_wire(tensor: Tensor, dtype: DType, style: Style) -> WireTensor:
     """A CPU tensor of any layout as a tensor of the wire, in C order."""
     return WireTensor(dtype, tuple(tensor.shape), data_of(tensor.contiguous()), style=style)
+
+
+def end_of(data: memoryview) -> int:
+    """The address behind the last byte."""
+    return torch.frombuffer(data, dtype=torch.uint8).data_ptr() + data.nbytes

@@ -55,6 +55,9 @@ def settle(outcome: Future[Result], work: Callable[[], Result]) -> None:
         result = work()
     except BaseException as error:
         deliver(outcome.set_exception, error)
+        # The error knows this frame, and the outcome the error: a circle that would keep the call's memory until the
+        # garbage collector comes (60 MiB of a 30 MiB body, seen).
+        del outcome, work
     else:
         deliver(outcome.set_result, result)
 

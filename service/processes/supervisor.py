@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from service import __version__
 from service.logs import configure, log
 from service.processes.errors import CannotServe
-from service.processes.member import Limits, Member
+from service.processes.member import Limits, Member, Process
 from service.processes.place import Place
 from service.processes.shared_metrics import metrics_folder
 from service.processes.signals import Hangups, Stops
@@ -111,7 +111,7 @@ class Supervisor:
             member.kill()
 
 
-def supervise(settings: Settings, sock: socket.socket) -> None:
+def supervise(settings: Settings, sock: socket.socket, hire: Callable[[Settings, socket.socket, int], Process] = Worker) -> None:
     """Run `settings.workers` processes on a listening socket until told to stop.
 
     Raises `CannotServe` when every worker failed to start.
@@ -121,7 +121,7 @@ def supervise(settings: Settings, sock: socket.socket) -> None:
     limits = Limits(settings.worker_start_timeout_s, settings.worker_timeout_s, settings.drain_delay_s, settings.grace_s)
     with metrics_folder():
         supervisor = Supervisor(
-            [Place(index, lambda index: Worker(settings, sock, index), limits) for index in range(settings.workers)]
+            [Place(index, lambda index: hire(settings, sock, index), limits) for index in range(settings.workers)]
         )
         address = address_of(sock, encrypted=settings.tls_cert_file is not None)
         log.info("stequant %s serves on %s with %d workers", __version__, address, settings.workers)

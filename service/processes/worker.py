@@ -9,7 +9,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from service.logs import log
 from service.processes.errors import DEVICE_FAILED, CannotServe, DeviceHasFailed
@@ -18,6 +20,9 @@ from service.processes.shared_metrics import forget_process
 from service.processes.signals import hangups_wait
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.device.devices import Device
+
 # The exit status of a worker that could not start; the log says why.
 CANNOT_SERVE = 3
 
@@ -25,12 +30,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Worker:
-    """A process that serves on the common socket. It is started at once; `OSError` where that is not possible."""
+    """A process that serves on the common socket. It is started at once; `OSError` where that is not possible.
 
-    def __init__(self, settings: Settings, sock: socket.socket, index: int) -> None:
+    `make_device`, which is called in that process, makes another device than the settings name.
+    """
+
+    def __init__(
+        self, settings: Settings, sock: socket.socket, index: int, *, make_device: Callable[[], Device] | None = None
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         heard, beaten = context.Pipe(duplex=False)
-        self._process = context.Process(target=main, args=(settings, sock, index, beaten, os.getpid()))
+        self._process = context.Process(target=main, args=(settings, sock, index, beaten, os.getpid(), make_device))
         self._listener = Listener(heard)
         try:
             with hangups_wait(), beaten:
@@ -63,14 +73,22 @@ class Worker:
         self._process.close()
 
 
-def main(settings: Settings, sock: socket.socket, index: int, beaten: Connection, supervisor_pid: int) -> None:
+def main(
+    settings: Settings,
+    sock: socket.socket,
+    index: int,
+    beaten: Connection,
+    supervisor_pid: int,
+    make_device: Callable[[], Device] | None,
+) -> None:
     """What a worker process runs."""
     _end_with(supervisor_pid)
     # Not at the top of this module: the supervisor imports it too, and has no use for the 200 MB of torch.
     from service.processes.server import serve
 
     try:
-        serve(settings, sock, worker=index, heart=Heart(beaten))
+        device = make_device() if make_device is not None else None
+        serve(settings, sock, worker=index, heart=Heart(beaten), device=device)
     except CannotServe as error:
         log.error("%s", error)
         raise SystemExit(CANNOT_SERVE) from None

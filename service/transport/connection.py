@@ -28,7 +28,7 @@ from uvicorn.server import ServerState
 
 from service.answer import CALLER_GONE, Answer, problem
 from service.core import Core, late
-from service.device.buffers import ALIGNMENT
+from service.device.buffers import ALIGNMENT, no_memory
 from service.errors import BadFraming, HeadersTooLarge, Overloaded, RequestTimeout, StequantError, UriTooLong
 from service.head import Head, header_lines
 from service.job import Job, given_id
@@ -185,12 +185,22 @@ class _Http(HttpToolsProtocol):
         if not cycle.remaining_bytes:
             self._body_is_there(cycle)
             return
+        if cycle.received_bytes >= cycle.look_bytes:
+            self._look_ahead(cycle)
         self.burst_bytes += nbytes
         if self.burst_bytes >= _BURST_BYTES and len(self.connections) > 1:
             # The loop would read on while there is more; now it looks after the other connections first.
             self.burst_bytes = 0
             self.flow.pause_reading()
             self.loop.call_soon(self._resume_after_burst)
+
+    def _look_ahead(self, cycle: DirectCycle) -> None:
+        """Compute what can be computed already."""
+        job, received_bytes = cycle.job, cycle.received_bytes
+        if job.ahead is not None:
+            cycle.look_bytes = job.ahead.advance(received_bytes)
+        elif cycle.body is not None:
+            cycle.look_bytes = self.core.look_ahead(job, cycle.body, received_bytes)
 
     def _resume_after_burst(self) -> None:
         if self.receiving is not None and not self.transport.is_closing():
@@ -378,7 +388,7 @@ class _Http(HttpToolsProtocol):
         """Let the loop receive the rest of a hot request's body where it belongs."""
         cycle = self.cycle
         if isinstance(cycle, DirectCycle) and cycle.remaining_bytes and not self.transport.is_closing():
-            if cycle.expects_continue and cycle.is_current and cycle.job.terms is not None:
+            if cycle.expects_continue and cycle.is_current and cycle.answer is None:
                 cycle.expects_continue = False
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if self.phase is not Phase.LINGER:
@@ -523,6 +533,8 @@ class _Http(HttpToolsProtocol):
             # Reading was paused while it waited for its turn: its time begins now.
             self.body_deadline = self.reaper.now + self._body_time_s(cycle)
             self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
+            if cycle.job.terms is not None:
+                cycle.look_bytes = self.core.first_look_bytes(cycle.job.terms, cycle.length)
 
     def _body_time_s(self, cycle: DirectCycle) -> float:
         """How long this body may take: in all, at the least rate, and until the call's own deadline."""
@@ -545,7 +557,7 @@ class _Http(HttpToolsProtocol):
         assert body is not None
         self.phase, self.deadline = Phase.WORK, NEVER
         job.is_received()
-        if self.core.is_small(terms, cycle.length):
+        if job.ahead is not None or self.core.is_small(terms, cycle.length):
             self._respond(cycle, self.core.answer_at_once(job, body))
             return
         if job.deadline != math.inf:
@@ -582,8 +594,8 @@ class _Http(HttpToolsProtocol):
         head = self._answer_head(answer, cycle.job, keep_alive=cycle.keep_alive)
         if cycle.head.method == "HEAD":
             self.transport.write(head)
-        elif answer.length <= _JOIN_BYTES * len(answer.pieces):
-            self.transport.write(b"".join((head, *answer.pieces)))
+        elif (whole := _joined(head, answer)) is not None:
+            self.transport.write(whole)
         else:
             self.transport.writelines((head, *answer.pieces))
         cycle.answer = answer
@@ -697,6 +709,8 @@ class _Http(HttpToolsProtocol):
 
     def _refuse(self, error: BaseException | None) -> None:
         """Answer bytes that are no request, or no longer one, and close."""
+        if isinstance(error, MemoryError):
+            error = no_memory("this request")
         if not isinstance(error, StequantError):
             error = BadFraming(f"the request is not valid HTTP/1.1: {error}")
         if self.transport.is_closing() or self.phase is Phase.LINGER:
@@ -756,6 +770,16 @@ class _Http(HttpToolsProtocol):
             f"the body was not complete in time; allowed: pauses of {self.settings.body_idle_timeout_s:g} s, "
             f"{self.settings.body_timeout_s:g} s in all, {self.settings.min_body_bytes_per_s} bytes a second on average"
         )
+
+
+def _joined(head: bytes, answer: Answer) -> bytes | None:
+    """An answer of small pieces as one; None where they are large, or too many for the memory that is left."""
+    if answer.length > _JOIN_BYTES * len(answer.pieces):
+        return None
+    try:
+        return b"".join((head, *answer.pieces))
+    except MemoryError:
+        return None
 
 
 @lru_cache(maxsize=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from service.ahead import NEVER
 from service.answer import Answer
 from service.head import Head
 from service.job import Job
@@ -11,7 +12,8 @@ class DirectCycle:
     """A request whose body the connection receives itself.
 
     Either `job` is admitted and `body` is filled, or `answer` holds the refusal and the body is
-    skipped. `remaining_bytes` of the body are still to come.
+    skipped. `remaining_bytes` of the body are still to come. When `look_bytes` of it are there, something can be
+    computed already.
     """
 
     __slots__ = (
@@ -26,6 +28,7 @@ class DirectCycle:
         "keep_alive",
         "late_bytes",
         "length",
+        "look_bytes",
         "remaining_bytes",
         "response_complete",
     )
@@ -43,6 +46,7 @@ class DirectCycle:
         self.is_done = False
         # Still reserved for work that goes on after its call was answered.
         self.late_bytes = 0
+        self.look_bytes = NEVER
         self.disconnected = False
         self.response_complete = False
 
