@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.resources
+import platform
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -42,7 +44,9 @@ def create_app(
     settings = settings if settings is not None else Settings()
     device = device if device is not None else choose(settings.device, worker)
     spans = spans_for(tracer_provider, scheme="http" if settings.tls_cert_file is None else "https")
-    core = Core(settings, Engine(device, device_timeout_s=settings.device_timeout_s), Metrics(), spans)
+    metrics = Metrics()
+    metrics.build_info.labels(__version__, platform.python_version(), version("torch"), device.name).set(1)
+    core = Core(settings, Engine(device, device_timeout_s=settings.device_timeout_s), metrics, spans)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:

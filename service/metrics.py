@@ -96,6 +96,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.build_info = Gauge(
+            "stequant_build_info",
+            "Always 1; the labels say what runs, and on which device",
+            ("version", "python", "torch", "device"),
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self.in_flight_bytes = self._gauge("in_flight_bytes", "Bytes of bodies in flight")
         self.in_flight_limit_bytes = self._gauge("in_flight_limit_bytes", "Bytes of bodies that may be in flight")
         self.pool_bytes = self._gauge("pool_bytes", "Bytes of buffers that are kept for the next bodies")

@@ -64,12 +64,8 @@ class Pool:
         if nbytes < _POOLED_BYTES:
             return allocate(nbytes)
         needed = nbytes + ALIGNMENT
-        for index, (_, room) in enumerate(self._free):
-            if needed <= room.nbytes <= needed + needed // 4:
-                del self._free[index]
-                self.bytes -= room.nbytes
-                return _placed(room, nbytes)
-        return _placed(self._made(needed), nbytes)
+        room = self._kept(needed)
+        return _placed(self._made(needed) if room is None else room, nbytes)
 
     def give(self, buffer: memoryview) -> None:
         """Take back memory that nobody reads or writes any more."""
@@ -82,6 +78,14 @@ class Pool:
         """Let go of everything, as memory is missing elsewhere."""
         self._free.clear()
         self.bytes = 0
+
+    def _kept(self, nbytes: int) -> Room | None:
+        for index, (_, room) in enumerate(self._free):
+            if nbytes <= room.nbytes <= nbytes + nbytes // 4:
+                del self._free[index]
+                self.bytes -= room.nbytes
+                return room
+        return None
 
     def _made(self, nbytes: int) -> Room:
         try:

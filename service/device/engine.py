@@ -6,9 +6,9 @@ Callers give it a `Call` and get a `Message`. When the device fails, everything 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -23,7 +23,7 @@ from service.device.devices import Device
 from service.device.faults import is_sticky
 from service.device.health import Health
 from service.device.lanes import Lanes
-from service.device.outcomes import Outcomes, deliver, settle
+from service.device.outcomes import Outcomes, deliver, settle, waiter
 from service.dtypes import DTYPES
 from service.errors import DeviceFault, Draining
 from service.ops import REGISTRY, Expression, parse
@@ -87,11 +87,11 @@ class Engine:
 
     async def submit(self, work: Callable[[], Result]) -> Result:
         """Run `work`, which calls `run`, on a lane of the device."""
-        return await asyncio.wrap_future(self._begun(work))
+        return await waiter(self._begun(work))
 
     async def compute(self, call: Call) -> Message:
         """`run` on a lane of the device, together with the calls like it that wait there as well."""
-        return await asyncio.wrap_future(self._queued(call))
+        return await waiter(self._queued(call))
 
     def close(self) -> None:
         """Let go of the threads, after the work that they have begun; what has not begun is answered `Draining`."""
@@ -139,11 +139,11 @@ class Engine:
                 self._end_copies(error)
                 raise
 
-    # No coroutine that waits may have an outcome in a variable: see `settle`.
+    # Wherever work can fail, no frame that is below it may keep its outcome: see `settle`.
 
     def _begun(self, work: Callable[[], Result]) -> Future[Result]:
         outcome: Future[Result] = self._outcomes.open()
-        self._lanes.put(lambda: settle(outcome, work))
+        self._lanes.put(partial(settle, outcome, work))
         return outcome
 
     def _queued(self, call: Call) -> Future[Message]:
@@ -180,8 +180,10 @@ class Engine:
         waiting = self._queue.take()
         if len(waiting) > 1 and self._compute_together(waiting):
             return
-        for one in waiting:
-            settle(one.outcome, lambda call=one.call: self.run(call))  # type: ignore[misc]
+        while waiting:
+            one = waiting.pop(0)
+            settle(one.outcome, partial(self.run, one.call))
+            del one
 
     def _compute_together(self, waiting: Sequence[coalescing.Waiting]) -> bool:
         """Answer these calls as one; false where that fails, which says nothing about each of them alone."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from functools import partial
 from typing import Any, TypeVar
 
 from service.errors import CapacityError
@@ -55,11 +57,45 @@ def settle(outcome: Future[Result], work: Callable[[], Result]) -> None:
         result = work()
     except BaseException as error:
         deliver(outcome.set_exception, error)
-        # The error knows this frame, and the outcome the error: a circle that would keep the call's memory until the
-        # garbage collector comes (60 MiB of a 30 MiB body, seen).
+        # The error knows this frame and those below, and the outcome the error: a circle that would keep the call's memory
+        # until the garbage collector comes (60 MiB after two calls of 30 MiB, seen).
         del outcome, work
     else:
         deliver(outcome.set_result, result)
+
+
+def waiter(outcome: Future[Result]) -> asyncio.Future[Result]:
+    """What a coroutine awaits for an outcome; cancelled, it cancels the outcome.
+
+    `asyncio.wrap_future` does the same and leaves a circle: the outcome, its callback, and the outcome in it. The call's
+    memory would stay until the garbage collector comes.
+    """
+    loop = asyncio.get_running_loop()
+    mine: asyncio.Future[Result] = loop.create_future()
+    mine.add_done_callback(partial(_give_up, outcome))
+    outcome.add_done_callback(partial(_hand_over, loop, mine))
+    return mine
+
+
+def _give_up(outcome: Future[Result], mine: asyncio.Future[Result]) -> None:
+    if mine.cancelled():
+        outcome.cancel()
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, mine: asyncio.Future[Result], outcome: Future[Result]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        loop.call_soon_threadsafe(_copy, outcome, mine)
+
+
+def _copy(outcome: Future[Result], mine: asyncio.Future[Result]) -> None:
+    if mine.done():
+        return
+    if outcome.cancelled():
+        mine.cancel()
+    elif (error := outcome.exception()) is not None:
+        mine.set_exception(error)
+    else:
+        mine.set_result(outcome.result())
 
 
 def deliver(setter: Callable[[Result], None], value: Result) -> None:

@@ -546,7 +546,8 @@ class _Http(HttpToolsProtocol):
 
     def _received(self, cycle: DirectCycle) -> None:
         """The whole body is there."""
-        if cycle.answer is None and cycle.is_current:
+        # One without a body has begun with its head, and its work may still go on.
+        if cycle.answer is None and cycle.is_current and cycle.length:
             self._work(cycle)
         elif cycle.response_complete:
             self._work_or_idle()

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from http_bodies import JSON, MSGPACK, SAFETENSORS, encode, npy
 from process_figures import MIB, look_at
 from server_process import Answer, ServerProcess, Wire, get, post, serving
 
+BODY, ROUNDED = npy(torch.full((16 * MIB,), 0.6)), npy(torch.ones(16 * MIB))
 SMALL, SMALL_ROUNDED = npy(torch.tensor([0.6, -0.4])), npy(torch.tensor([1.0, -0.0]))
 
 
@@ -46,7 +46,9 @@ ROOM_FOR_ONE_BYTES = 96 * MIB
 def narrow() -> Iterator[ServerProcess]:
     """A server that has room for a body of 64 MiB, and none for a copy of it."""
     limits = ("--max-body-bytes", str(512 * MIB), "--max-json-bytes", str(64 * MIB))
-    with serving(*limits) as server:
+    # Or the C library keeps up to 64 MiB of what was freed, by what it was asked for before, and a test depends on the last.
+    allocator = {"MALLOC_MMAP_THRESHOLD_": str(MIB // 2), "MALLOC_TRIM_THRESHOLD_": str(MIB // 2)}
+    with serving(*limits, variables=allocator) as server:
         warm_up(server)
         limit_memory(server, ROOM_FOR_ONE_BYTES)
         yield server
@@ -75,11 +77,6 @@ def inference_numbers() -> bytes:
     return post(body, "", path="/v2/models/round/infer", media_type=JSON)
 
 
-def as_codes() -> bytes:
-    """A compact answer lies beside its body."""
-    return post(npy(torch.full((20 * MIB,), 0.6, dtype=torch.float32)), "op=k_bit_quantize(8)&output=codes")
-
-
 @pytest.mark.parametrize(
     "request_of",
     [
@@ -88,7 +85,6 @@ def as_codes() -> bytes:
         pytest.param(chunked, id="chunked"),
         pytest.param(numbers, id="json"),
         pytest.param(inference_numbers, id="open inference protocol"),
-        pytest.param(as_codes, id="compact"),
     ],
 )
 def test_a_call_that_finds_no_memory_is_told_so(narrow: ServerProcess, request_of: Callable[[], bytes]) -> None:
@@ -117,17 +113,22 @@ def test_a_body_without_room_is_refused_before_it_comes(narrow: ServerProcess) -
 
 def test_a_call_that_fits_is_answered(narrow: ServerProcess) -> None:
     with Wire(narrow) as wire:
-        assert wire.ask(post(npy(np.full(16 * MIB, 0.6, np.float32)))).body == npy(np.ones(16 * MIB, np.float32))
+        answer = wire.ask(post(BODY))
+    assert answer.status == 200
+    assert answer.body == ROUNDED
 
 
 def test_a_body_in_chunks_that_fits_is_answered(narrow: ServerProcess) -> None:
     body = npy(torch.full((4 * MIB,), 0.6))
     with Wire(narrow) as wire:
-        assert wire.ask(post(b"", chunks=[body[:1000], body[1000:]])).body == npy(torch.ones(4 * MIB))
+        answer = wire.ask(post(b"", chunks=[body[:1000], body[1000:]]))
+    assert answer.status == 200
+    assert answer.body == npy(torch.ones(4 * MIB))
 
 
 def is_out_of_memory(answer: Answer) -> None:
-    assert (answer.status, answer.code) == (503, "out_of_memory"), answer.body[:500]
+    assert answer.status == 503, answer.status  # and not the whole of an answer
+    assert answer.code == "out_of_memory"
     assert answer.headers["retry-after"] == "1"
 
 
@@ -142,8 +143,6 @@ def serves(server: ServerProcess) -> None:
 # Many at once ---------------------------------------------------------------------------------------------------
 
 CALLERS = 64
-BODY = npy(torch.full((16 * MIB,), 0.6))
-ROUNDED = npy(torch.ones(16 * MIB))
 ROOM_BYTES = 512 * MIB
 # Room for four bodies, as for four bodies with their answers in the kernel's buffers; and more than there is.
 FITTING, TOO_LARGE = 4 * len(BODY), 1024 * MIB

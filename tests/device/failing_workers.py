@@ -1,8 +1,11 @@
-"""Workers under a supervisor whose device breaks as soon as a file is there: `python failing_workers.py SOCKET FILE`."""
+"""Workers under a supervisor whose device obeys files: `python failing_workers.py SOCKET FOLDER WORKERS`."""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,21 +20,24 @@ from service.settings import Settings
 
 
 class BreakableDevice(ScriptedDevice):
-    """Breaks once for each time that the file is put there."""
+    """Waits while there is a file `hold` in the folder, and breaks once for each time that a file `broken` is put there."""
 
-    def __init__(self, sign: Path) -> None:
-        super().__init__()
-        self.sign = sign
+    def __init__(self, folder: Path) -> None:
+        super().__init__(lanes=2)
+        self.folder = folder
 
     def lift(self, host: Tensor) -> Tensor:
-        """Fail as a CUDA device does, where the file is there."""
-        if self.sign.exists():
-            self.sign.unlink()
+        """Fail as a CUDA device does."""
+        while (self.folder / "hold").exists():
+            (self.folder / f"waits-{os.getpid()}").touch()
+            time.sleep(0.01)
+        with suppress(FileNotFoundError):
+            (self.folder / "broken").unlink()
             raise torch.AcceleratorError("CUDA error: broken")
         return super().lift(host)
 
 
 if __name__ == "__main__":
-    settings = Settings(uds=Path(sys.argv[1]), workers=2)
+    settings = Settings(uds=Path(sys.argv[1]), workers=int(sys.argv[3]))
     with listening(settings) as sock:
         supervise(settings, sock, hire=partial(Worker, make_device=partial(BreakableDevice, Path(sys.argv[2]))))

@@ -48,8 +48,11 @@ def test_work_that_fails_lets_go_of_what_it_holds() -> None:
         raise MemoryError(memory)
 
     async def failing(engine: Engine) -> None:
-        with pytest.raises(MemoryError):
+        try:  # pytest.raises would keep the error
             await engine.submit(work)
+        except MemoryError:
+            return
+        pytest.fail("no error")
 
     engine = Engine(ScriptedDevice())
     asyncio.run(failing(engine))
@@ -68,8 +71,11 @@ def test_a_call_that_fails_lets_go_of_its_tensors() -> None:
     del body, x
 
     async def failing(call: Call) -> None:
-        with pytest.raises(OutOfMemory):
+        try:
             await engine.compute(call)
+        except OutOfMemory:
+            return
+        pytest.fail("no error")
 
     asyncio.run(failing(call))
     engine.close()
