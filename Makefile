@@ -2,9 +2,10 @@
 #   make serve [PORT=8000]   set up and serve        make test        set up and run the tests
 #   make test-slow           the tests of minutes    make lint        style, types
 #   make test-container      the images, by a container engine that is there
-#   make bench               measure                 make clean       remove .venv
+#   make fuzz [SECONDS=300]  fuzz, or EXECUTIONS=N   make bench       measure
+#   make clean               remove .venv
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow soak test-container lint format bench bench-ops bench-gpu bench-peers tables build clean
+.PHONY: help serve test test-slow soak fuzz test-container lint format bench bench-ops bench-gpu bench-peers tables build clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ PYTHON ?= $(shell for candidate in $(CANDIDATES); do \
 	$$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$candidate && break; done)
 
 help:
-	@sed -n '2,5p' Makefile | cut -c 3-
+	@sed -n '2,6p' Makefile | cut -c 3-
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer, with its venv module, is needed and was not found; name one with PYTHON=/path/to/python3" >&2; exit 1; }
@@ -42,6 +43,12 @@ test-slow: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak
+
+# Two targets at a time. Inputs that fail are printed, and saved in FOUND.
+SECONDS := 300
+FOUND := build/fuzz
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz/run.py --processes 2 --found $(FOUND) $(if $(EXECUTIONS),--runs $(EXECUTIONS),--seconds $(SECONDS))
 
 # BUILD_FLAGS, in the environment, are more flags for `docker build`.
 test-container: $(VENV)/.dev

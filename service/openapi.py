@@ -103,6 +103,8 @@ _PROBLEM: Schema = {
         "error": {"type": "string", "description": "`detail` once more, below /v2 only"},
     },
 }
+_PROBLEM_CONTENT: Schema = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_OTHER: Schema = {"default": {"description": "Why the request was refused, or what went wrong", "content": _PROBLEM_CONTENT}}
 
 
 def install(app: FastAPI, settings: Settings, others: Mapping[str, Schema]) -> None:
@@ -114,11 +116,12 @@ def install(app: FastAPI, settings: Settings, others: Mapping[str, Schema]) -> N
             schema["paths"] = {
                 "/quantize": {"post": _operation("quantize", settings)},
                 "/grad": {"post": _operation("grad", settings)},
-            } | schema["paths"]
+            } | {path: _with_problems(item) for path, item in schema["paths"].items()}
             schema["paths"] |= {
                 path: {"post": {**post, "responses": post["responses"] | _problems()}} for path, post in others.items()
             }
-            schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+            schemas: dict[str, Schema] = {}
+            schema["components"] = {"schemas": schemas}
             schemas |= {"Tensor": _TENSOR, "Number": _NUMBER, "NestedLists": _NESTED, "Operand": _OPERAND, "Problem": _PROBLEM}
             schemas |= {"Compact": _COMPACT, "CompactOperand": _COMPACT_OPERAND}
             if settings.api_keys_file is not None:
@@ -263,6 +266,15 @@ def _answer(kind: Kind) -> Schema:
     }
 
 
+def _with_problems(path: Schema) -> Schema:
+    """A path of FastAPI's, with the problems that it is answered with; FastAPI's own refusal, a 422, is never sent."""
+    return {method: {**operation, "responses": _own(operation["responses"]) | _OTHER} for method, operation in path.items()}
+
+
+def _own(responses: Schema) -> Schema:
+    return {status: answer for status, answer in responses.items() if status != "422"}
+
+
 def _problems() -> Schema:
     """Every error by status, with its codes as examples."""
     by_status: dict[int, list[type[StequantError]]] = defaultdict(list)
@@ -271,7 +283,7 @@ def _problems() -> Schema:
     return {
         str(status): {
             "description": "; ".join(f"`{error.code}`: {error.title}" for error in errors),
-            "content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": _PROBLEM_CONTENT,
         }
         for status, errors in sorted(by_status.items())
     }

@@ -39,7 +39,12 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Whether calls are welcome: device, dtypes, draining", tags=["probes"])
+@router.get(
+    "/readyz",
+    summary="Whether calls are welcome: device, dtypes, draining",
+    tags=["probes"],
+    responses={503: {"description": "Not ready, and why", "content": {"application/json": {"schema": {"type": "object"}}}}},
+)
 async def readyz(request: Request) -> JSONResponse:
     """200 when the device gives known bits and the server is not draining, else 503. A readiness probe."""
     core = core_of(request)

@@ -21,6 +21,9 @@ from abuse_table import GROUPS  # noqa: E402
 from server_process import ServerProcess, Wire, post, serving  # noqa: E402
 
 MIB = 2**20
+MAX_BODY_MIB = 256
+# What a refusal, and a probe meanwhile, may take on a machine that does nothing else.
+MOST_S = 0.1
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Figures:
     refusal_s: dict[str, float] = field(default_factory=dict)
     cpu_s: dict[str, float] = field(default_factory=dict)
     healthz_waits_s: list[float] = field(default_factory=list)
+    healthz_longest_s: dict[str, float] = field(default_factory=dict)
     healthz_failures: list[str] = field(default_factory=list)
     peak_bytes: int = 0
 
@@ -56,8 +60,10 @@ def measure(server: ServerProcess, cases: Iterable[Case], repeats: int) -> Figur
     figures = Figures()
     with Prober(server) as prober:
         for case in cases:
+            prober.beside = case.claim
             _measure(server, case, repeats, figures)
     figures.healthz_waits_s, figures.healthz_failures = prober.waits_s, prober.failures
+    figures.healthz_longest_s = prober.longest_s
     figures.peak_bytes = peak_bytes(server)
     return figures
 
@@ -113,6 +119,10 @@ def _slowest(times_s: dict[str, float]) -> str:
     return "; ".join(f"{claim} {1e3 * times_s[claim]:.0f} ms" for claim in sorted(times_s, key=worst)[-3:])
 
 
+def _above(times_s: dict[str, float]) -> str:
+    return str(sum(time_s > MOST_S for time_s in times_s.values()))
+
+
 def main(repeats: int) -> None:
     """Print the figures."""
     with serving("--log-format", "json") as server:
@@ -128,12 +138,17 @@ def main(repeats: int) -> None:
         print(f"    {claim}: {what}")
     _row("from the last byte sent to a refusal", _times(figures.refusal_s.values()))
     _row("  the slowest", _slowest(figures.refusal_s))
+    _row(f"  longer than {1e3 * MOST_S:.0f} ms", _above(figures.refusal_s))
     _row("processor time of a case", _times(figures.cpu_s.values()))
     _row("  the dearest", _slowest(figures.cpu_s))
     _row(f"/healthz meanwhile, {len(figures.healthz_waits_s)} times", _times(figures.healthz_waits_s))
+    _row("  beside", _slowest(figures.healthz_longest_s))
+    _row(f"  longer than {1e3 * MOST_S:.0f} ms", _above(figures.healthz_longest_s))
     _row("/healthz not answered", str(len(figures.healthz_failures)))
+    peak_mib, idle_mib = figures.peak_bytes / MIB, idle_bytes / MIB
     _row(
-        "peak of the process tree (limit of a body 256 MiB)", f"{figures.peak_bytes / MIB:.0f} MiB, idle {idle_bytes / MIB:.0f} MiB"
+        "peak of the process tree",
+        f"{peak_mib:.0f} MiB, {peak_mib / MAX_BODY_MIB:.2f} times the limit of a body; idle {idle_mib:.0f} MiB",
     )
     _row("1 000 refusals of an unknown operator", f"{min(costs_s[::2]):.3f} s of processor time")
     _row("1 000 refusals of k=1000000000", f"{min(costs_s[1::2]):.3f} s of processor time")

@@ -39,12 +39,17 @@ def _peak_bytes_of(pid: int) -> int:
 
 
 class Prober(threading.Thread):
-    """Asks for `/healthz` again and again, on new connections and on a kept one; keeps how long each answer took."""
+    """Asks for `/healthz` again and again, each time on a new connection; keeps how long each answer took.
+
+    `beside` is what goes on meanwhile, as the owner of the thread says; `longest_s` has the longest wait for each.
+    """
 
     def __init__(self, server: ServerProcess) -> None:
         super().__init__(daemon=True)
         self.server = server
+        self.beside = ""
         self.waits_s: list[float] = []
+        self.longest_s: dict[str, float] = {}
         self.failures: list[str] = []
         self._is_over = threading.Event()
 
@@ -59,11 +64,13 @@ class Prober(threading.Thread):
     def run(self) -> None:
         """Until the end of the `with` block."""
         while not self._is_over.wait(_PROBE_PAUSE_S):
-            started = time.perf_counter()
+            beside, started = self.beside, time.perf_counter()
             try:
                 with Wire(self.server) as wire:
                     status = wire.ask(get("/healthz")).status
-                self.waits_s.append(time.perf_counter() - started)
+                waited_s = time.perf_counter() - started
+                self.waits_s.append(waited_s)
+                self.longest_s[beside] = max(waited_s, self.longest_s.get(beside, 0.0))
             except OSError as error:
                 self.failures.append(repr(error))
                 continue

@@ -57,8 +57,9 @@ def assert_same(tensor: WireTensor, array: np.ndarray) -> None:
 
 def content(message: Message) -> dict[str, tuple[object, ...]]:
     """A message as a value that can be compared: all but in which order its bytes lie."""
-    return {field: (bundle.names, bundle.single, *map(_content, bundle.tensors)) for field, bundle in message.items()}
+    return {field: (bundle.names, bundle.single, *map(contents, bundle.tensors)) for field, bundle in message.items()}
 
 
-def _content(tensor: WireTensor) -> tuple[object, ...]:
+def contents(tensor: WireTensor) -> tuple[object, ...]:
+    """A tensor as a value that can be compared."""
     return tensor.dtype.name, tensor.shape, array_of(tensor).tobytes()

@@ -17,6 +17,7 @@ from service import head as heads
 from service import wire
 from service.dtypes import DTYPES
 from service.head import Head
+from service.oip.request import JSON_LENGTH_HEADER, json_length
 from service.ops import Expression, parse
 
 _WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -106,8 +107,13 @@ def check_head(data: bytes) -> None:
     unless_refused(lambda: heads.check_length_is_announced(head, found))
     limit_s = unless_refused(lambda: heads.timeout_s(found))
     assert limit_s is None or 0 < limit_s <= 86_400
+    _assert_json_length(unless_refused(lambda: json_length(head)), [value for name, value in pairs if name == JSON_LENGTH_HEADER])
     request_format = unless_refused(lambda: wire.of_content_type(found.content_type))
     _assert_accepted(found.accept, request_format or wire.FORMATS["npy"])
+
+
+def _assert_json_length(found: int | None, given: list[bytes]) -> None:
+    assert found is None or (len(given) == 1 and given[0].isdigit() and found == int(given[0]))
 
 
 def _mail(pairs: list[tuple[bytes, bytes]]) -> Mail | None:

@@ -88,6 +88,23 @@ def files() -> list[bytes]:
     ]
 
 
+def calls() -> list[bytes]:
+    """Calls of the Open Inference Protocol: JSON, then, behind a NUL, bytes."""
+    numbers = {"name": "x", "datatype": "FP32", "shape": [2, 1], "data": [-0.0, "NaN"]}
+    sent = {"name": "x", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 8}}
+    half = {"name": "w", "datatype": "BF16", "shape": [], "parameters": {"binary_data_size": 2}}
+    place = {"shared_memory_region": "r", "shared_memory_byte_size": 8, "shared_memory_offset": 4}
+    shared = {"name": "x", "datatype": "FP16", "shape": [2, 2], "parameters": place}
+    wanted = [{"name": "y", "parameters": {"binary_data": True}}, {"name": "grad_w", "parameters": place}]
+    described = (
+        ({"inputs": [numbers], "parameters": {"k": 4}}, None),
+        ({"id": "one", "inputs": [numbers | {"data": [[1], [1e300]]}], "outputs": []}, None),
+        ({"inputs": [sent, half], "outputs": wanted, "parameters": {"binary_data_output": True}}, 10),
+        ({"inputs": [shared, numbers | {"name": "w"}], "parameters": {"op": "round", "sequence_id": 1}}, 0),
+    )
+    return [json.dumps(one).encode() + (b"" if size is None else bytes(1 + size)) for one, size in described]
+
+
 _EXPRESSIONS = (
     "round",
     "round() | floor|ceil()",
@@ -115,6 +132,7 @@ def heads() -> list[bytes]:
     """A query string, then header lines."""
     usual = b"op=round\nHost: a:80\nContent-Type: application/x-npy\nContent-Length: 136\n"
     return [
+        usual + b"Inference-Header-Content-Length: 64\n",
         usual,
         usual + b"Accept: application/json;q=0.5, application/msgpack\nX-Request-Timeout: 1.5\n",
         usual + b"Accept: */*;q=0.1, application/x-npy;q=0\nAuthorization: Bearer key\n",
@@ -186,6 +204,10 @@ FILE_WORDS = [
     b'"shape":[2]',
     b'"__metadata__":{}',
 ]
+CALL_WORDS = [b'"%b":' % word for word in (b"name", b"datatype", b"inputs", b"outputs", b"parameters", b"id")]
+CALL_WORDS += [b'"%b":' % word for word in (b"binary_data", b"binary_data_size", b"binary_data_output", b"classification")]
+CALL_WORDS += [b'"shared_memory_%b":' % word for word in (b"region", b"offset", b"byte_size")]
+CALL_WORDS += [*JSON_WORDS, b'"FP16"', b'"BF16"', b'"FP32"', b'"FP64"', b'"INT8"', b"Infinity", b"true", b"\0"]
 OP_WORDS = [word.encode() for text in _EXPRESSIONS for word in text.replace("|", " | ").split()]
 OP_WORDS += [
     b"inf",
@@ -210,6 +232,7 @@ HEAD_WORDS = [
     b"\nContent-Length: ",
     b"\nTransfer-Encoding: ",
     b"\nX-Request-Timeout: ",
+    b"\nInference-Header-Content-Length: ",
 ]
 HEAD_WORDS += [
     b"application/x-npy",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import fuzz_formats
+import fuzz_oip
 import fuzz_requests
 import fuzz_seeds
 
@@ -39,6 +40,7 @@ TARGETS = {
         Target("msgpack", fuzz_formats.check_msgpack, fuzz_seeds.messages, fuzz_seeds.MSGPACK_WORDS),
         Target("json", fuzz_formats.check_json, fuzz_seeds.documents, fuzz_seeds.JSON_WORDS),
         Target("safetensors", fuzz_formats.check_safetensors, fuzz_seeds.files, fuzz_seeds.FILE_WORDS),
+        Target("oip", fuzz_oip.check_oip, fuzz_seeds.calls, fuzz_seeds.CALL_WORDS),
         Target("expression", fuzz_requests.check_expression, fuzz_seeds.expressions, fuzz_seeds.OP_WORDS),
         Target("query", fuzz_requests.check_query, fuzz_seeds.queries, fuzz_seeds.QUERY_WORDS),
         Target("head", fuzz_requests.check_head, fuzz_seeds.heads, fuzz_seeds.HEAD_WORDS),
