@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import prometheus_client
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
@@ -162,5 +165,27 @@ class Metrics:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        _AllWorkers(registry)
         return generate_latest(registry)
+
+
+class _AllWorkers(MultiProcessCollector):
+    """The sums over the files of all workers.
+
+    A worker makes its files empty and gives them a size just after. What comes between the two, or the end of a worker
+    there, must not take the metrics of all: https://github.com/prometheus/client_python/issues/1199.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry)  # type: ignore[no-untyped-call]
+
+    def collect(self) -> Iterable[Metric]:
+        """Read those files that have something in them."""
+        files = [str(file) for file in Path(self._path).glob("*.db") if _size(file)]
+        return self.merge(files)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _size(file: Path) -> int:
+    with suppress(FileNotFoundError):  # those of a worker that has ended are removed
+        return file.stat().st_size
+    return 0

@@ -76,7 +76,7 @@ def test_a_worker_whose_device_breaks_is_replaced_and_the_service_goes_on(worker
     assert workers.logged(r"worker \d is started again in 0\.5 s$")
     workers.process.send_signal(signal.SIGTERM)
     assert workers.process.wait(20) == 0
-    assert not workers.logged("Traceback")
+    assert not workers.logged("Traceback"), workers.lines
 
 
 def test_calls_in_flight_on_a_device_that_breaks_are_all_answered(workers: Workers) -> None:
