@@ -196,7 +196,8 @@ def test_a_server_ends_with_the_terminal_that_it_was_started_in(tmp_path: Path, 
     """
     pid_file = tmp_path / "pid"
     default = "signal.signal(signal.SIGHUP, signal.SIG_DFL)"
-    start = f"import os, pty, signal, sys; {default}; pty.spawn(['sh', '-c', 'echo $$ > {pid_file}; exec \"$0\" \"$@\"', *sys.argv[1:]])"
+    shell = f"['sh', '-c', 'echo $$ > {pid_file}; exec \"$0\" \"$@\"', *sys.argv[1:]]"
+    start = f"import pty, signal, sys; {default}; pty.spawn({shell})"
     serve = command("serve", "--device", "cpu", "--port", "0", "--workers", str(workers))
     with subprocess.Popen(
         [sys.executable, "-c", start, *serve], cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
