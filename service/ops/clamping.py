@@ -85,16 +85,22 @@ class Clamp(Operator):
 
     def passes(self, x: Tensor) -> Tensor:
         """Inside the bounds."""
-        return arithmetic.inside(x, self.min_value, self.max_value)
+        import torch
+
+        return arithmetic.ones_inside(x, self.min_value, self.max_value).to(torch.int8).view(torch.bool)
 
 
 def masked(grad_output: Tensor, x: Tensor, min_value: float, max_value: float, out: Tensor | None = None) -> Tensor:
-    """`grad_output` where `min_value <= x <= max_value`, exactly 0 elsewhere, also where it is NaN there."""
+    """`grad_output` where `min_value <= x <= max_value`, exactly 0 elsewhere, also where it is NaN there.
+
+    Differentiable in `grad_output` where `out` is not given.
+    """
     import torch
 
-    keep = arithmetic.inside(x, min_value, max_value)
     if out is None:
-        return torch.where(keep, grad_output, 0)
+        return torch.where(arithmetic.inside(x, min_value, max_value), grad_output, 0)
     if out is not grad_output:
         out.copy_(grad_output)
-    return out.masked_fill_(keep.logical_not_(), 0)
+    ones = arithmetic.ones_inside(x, min_value, max_value)
+    out.view(ones.dtype).mul_(ones)  # the bits as they are, or all of them 0
+    return out

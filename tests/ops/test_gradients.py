@@ -7,7 +7,7 @@ import math
 import numpy_model
 import pytest
 import torch
-from examples import DTYPES, EXAMPLES, assert_same_bits, finite, interesting, moderate, same_but_for_zero_signs, tensors_for
+from examples import DTYPES, EXAMPLES, assert_same_bits, finite, interesting, moderate, tensors_for
 from plain import PLAIN, SURROGATE
 
 from service.ops import REGISTRY, AffineKBitQuantize, Ceil, Clamp, ClampByLinear, Floor, KBitQuantize, Operator, Round, StepQuantize
@@ -153,8 +153,19 @@ def test_clamp_by_linear_divides_by_a_count_that_was_rounded_to_the_dtype() -> N
 
 
 @every_dtype
-def test_a_masked_gradient_has_the_bits_of_grad_output_inside(dtype: torch.dtype) -> None:
-    x, grad_output = interesting(dtype), interesting(dtype).flip(0)
-    got = Clamp(min_value=-0.5, max_value=1.5).backward(x, grad_output).grad_x
-    expected = torch.where((x >= -0.5) & (x <= 1.5), grad_output, torch.zeros_like(x))
-    assert_same_bits(same_but_for_zero_signs(got), same_but_for_zero_signs(expected))
+@pytest.mark.parametrize("bounds", [(-0.5, 1.5), (0.0, 1.0), (-0.0, 0.0), (0.1, 0.1), (-0.3, math.inf), (-math.inf, 0.3)], ids=str)
+@pytest.mark.parametrize("out", [None, "fresh", "grad_output"])
+def test_a_masked_gradient_has_the_bits_of_grad_output_inside(
+    dtype: torch.dtype, bounds: tuple[float, float], out: str | None
+) -> None:
+    low, high = (torch.tensor(bound, dtype=dtype) for bound in bounds)
+    x = torch.cat([interesting(dtype), torch.stack([low, -low, high, -high, low.nextafter(high), high.nextafter(low)])])
+    grad_output = x.flip(0)
+    passes = (x >= low) & (x <= high)
+    expected = torch.where(passes, grad_output, torch.zeros_like(x))
+    clamp = Clamp(*bounds)
+    buffer = {None: None, "fresh": torch.full_like(x, 7), "grad_output": grad_output.clone()}[out]
+    got = clamp.backward(x, grad_output if buffer is None or out == "fresh" else buffer, out=buffer).grad_x
+    assert buffer is None or got is buffer
+    assert_same_bits(got, expected)
+    assert clamp.passes(x).equal(passes)
