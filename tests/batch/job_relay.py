@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -26,15 +26,20 @@ class Sent(NamedTuple):
 class Relay:
     """Passes requests on, one after the other on each connection, to the port `upstream`.
 
-    `allowance` is how many calls may still pass; None: all. What is beyond it waits. Questions that send no body
-    (`Expect: 100-continue`) are no calls. Bodies are kept where `keeps` says how much of each.
+    `allowance` is how many calls may still pass; None: all. What is beyond it waits, and so do calls that `holds` is
+    true of, until `let_pass`. Questions that send no body (`Expect: 100-continue`) are no calls. Bodies are kept where
+    `keeps` says how much of each.
     """
 
-    def __init__(self, upstream: int, *, allowance: int | None = None, keeps: int = 0) -> None:
+    def __init__(
+        self, upstream: int, *, allowance: int | None = None, keeps: int = 0, holds: Callable[[Sent], bool] = lambda _: False
+    ) -> None:
         self.upstream = upstream
         self.calls: list[Sent] = []
         self._allowance = allowance
         self._keeps = keeps
+        self._holds = holds
+        self._drops = 0
         self._is_closed = False
         self._condition = threading.Condition()
         self._open: set[socket.socket] = set()
@@ -58,14 +63,17 @@ class Relay:
         self.settle()
 
     def let_pass(self, allowance: int | None) -> None:
-        """Let so many more calls pass, or all."""
+        """Let so many more calls pass, or all; none is held any more."""
         with self._condition:
             self._allowance = allowance
+            self._holds = lambda _: False
             self._condition.notify_all()
 
     def drop(self) -> None:
-        """Break all connections, as a server that is killed does."""
+        """Break all connections, as a server that is killed does; what waited on them never passes."""
         with self._condition:
+            self._drops += 1
+            self._condition.notify_all()
             for one in self._open:
                 with suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)
@@ -125,10 +133,16 @@ class Relay:
     def _may_pass(self, call: Sent) -> bool:
         with self._condition:
             self.calls.append(call)
-            self._condition.wait_for(lambda: self._is_closed or self._allowance is None or self._allowance > 0)
+            drops = self._drops
+            self._condition.wait_for(lambda: self._is_closed or self._drops > drops or self._is_allowed(call))
+            if self._is_closed or self._drops > drops:
+                return False
             if self._allowance is not None:
                 self._allowance -= 1
-            return not self._is_closed
+            return True
+
+    def _is_allowed(self, call: Sent) -> bool:
+        return (self._allowance is None or self._allowance > 0) and not self._holds(call)
 
 
 def _head(connection: socket.socket) -> tuple[bytes, bytes]:
