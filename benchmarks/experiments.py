@@ -16,7 +16,7 @@ MEMORY_CONNECTIONS = 8
 BYTES_IN_FLIGHT = MEMORY_CONNECTIONS * LARGE.size_bytes
 MEMORY_LOAD_S = 1.5
 SETTLE_S = 0.5  # before idle memory is read
-FALL_BACK_S = 3.0  # between the end of the load and the last reading
+FALL_BACK_S = 12.0  # between the end of the load and the last reading: servers may keep buffers for some seconds
 
 LARGE_CONNECTIONS = 4
 HEALTHZ_PAUSE_MS = 5.0
@@ -37,7 +37,14 @@ def memory(bench: Bench, name: str) -> MemoryUse:
         after = resident_bytes(server.pid)
     finally:
         server.stop()
-    return MemoryUse(server=name, start_up_s=server.start_up_s, idle_bytes=idle, peak_bytes=watched.peak_bytes, after_bytes=after)
+    return MemoryUse(
+        server=name,
+        start_up_s=server.start_up_s,
+        idle_bytes=idle,
+        peak_bytes=watched.peak_bytes,
+        after_bytes=after,
+        after_s=FALL_BACK_S,
+    )
 
 
 def mixed_load(bench: Bench, name: str, *, rounds: int) -> MixedLoad:

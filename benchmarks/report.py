@@ -160,7 +160,7 @@ def memory_sections(results: HttpResults) -> Iterator[str]:
         yield "### Start-up and memory"
         yield (
             "A fresh server each; proportional set size of all its processes, read every 20 ms under "
-            f"{results.bytes_in_flight // MIB} MiB in flight (8 × 64 MiB), and again 3 s after."
+            f"{results.bytes_in_flight // MIB} MiB in flight (8 × 64 MiB), and again {results.memory[0].after_s:g} s after."
         )
         yield table(
             ["server", "start-up, s", "idle, MiB", "peak, MiB", "above idle / in flight", "after, MiB"],

@@ -70,6 +70,7 @@ class MemoryUse(_Record):
     idle_bytes: int
     peak_bytes: int
     after_bytes: int
+    after_s: float
 
 
 class MixedLoad(_Record):

@@ -235,7 +235,9 @@ def canned() -> HttpResults:
         machine={"date": "2024-02-29", "processor": "a | machine"},
         settings={"rounds": "3", "load generator": "C"},
         comparisons=[Measured(group=cells.QUANTIZE, size_bytes=64 * KIB, connections=8, rows=rows)],
-        memory=[MemoryUse(server="ours", start_up_s=1.5, idle_bytes=200 * MIB, peak_bytes=900 * MIB, after_bytes=220 * MIB)],
+        memory=[
+            MemoryUse(server="ours", start_up_s=1.5, idle_bytes=200 * MIB, peak_bytes=900 * MIB, after_bytes=220 * MIB, after_s=12)
+        ],
         bytes_in_flight=512 * MIB,
         mixed=[MixedLoad(server="ours", alone_p99_us=[100.0], loaded_p99_us=[900.0], healthz_max_us=[60_000.0])],
         generator=GeneratorCheck(connections=8, one=[100.0], two=[101.0]),

@@ -263,7 +263,11 @@ def canned() -> PeerResults:
                 group="peers", size_bytes=4 * KIB, connections=1, rows={"ours": row(100), "mosec": row(50), "Triton": row(30)}
             ),
         ],
-        memory=[MemoryUse(server="Triton", start_up_s=2.5, idle_bytes=200 * MIB, peak_bytes=1224 * MIB, after_bytes=300 * MIB)],
+        memory=[
+            MemoryUse(
+                server="Triton", start_up_s=2.5, idle_bytes=200 * MIB, peak_bytes=1224 * MIB, after_bytes=300 * MIB, after_s=12
+            )
+        ],
         bytes_in_flight=512 * MIB,
         failures=["peers, 1 MiB, 8 connections, BentoML: BentoML is not ready: no such file (3 of 3 rounds)"],
         peers=notes,
