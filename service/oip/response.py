@@ -59,13 +59,13 @@ def encode(model: Model, request: InferRequest, outputs: Sequence[tuple[Placed, 
     pieces: list[Piece] = []
     for output, tensor in outputs:
         one: Document = {"name": output.wanted.name, "datatype": DATATYPE_OF[tensor.dtype], "shape": list(tensor.shape)}
-        if output.wanted.shared is not None:
-            one["parameters"] = _range(output.wanted.shared, tensor.data.nbytes)
-        elif output.wanted.binary:
+        # What lies in shared memory has no parameters, as in Triton's answers: its clients in C++, and perf_analyzer with
+        # them, look for binary_data_size wherever there are some.
+        if output.as_json:
+            one["data"] = array_of(tensor).tolist()
+        elif output.target is None:
             one["parameters"] = {"binary_data_size": tensor.data.nbytes}
             pieces += [tensor.data] if tensor.data.nbytes else []
-        else:
-            one["data"] = array_of(tensor).tolist()
         described.append(one)
     document: Document = {"model_name": model.name, "model_version": VERSION}
     if request.request_id is not None:
@@ -76,7 +76,3 @@ def encode(model: Model, request: InferRequest, outputs: Sequence[tuple[Placed, 
         return Answer.of(200, JSON_MEDIA_TYPE, (head,))
     answer = Answer.of(200, BINARY_MEDIA_TYPE, (head, *pieces))
     return answer._replace(headers=((b"inference-header-content-length", b"%d" % len(head)),))
-
-
-def _range(part: Range, nbytes: int) -> Document:
-    return {"shared_memory_region": part.region, "shared_memory_offset": part.offset, "shared_memory_byte_size": nbytes}

@@ -148,7 +148,8 @@ def test_tensors_are_read_and_written_where_they_lie(service: Service, memory: S
     response = call(service, "k_bit_quantize", document(shared(offset=offset), outputs=[into(offset=offset)]))
     assert response.status_code == 200, response.text
     (described,) = response.json()["outputs"]
-    assert described == {"name": "y", "datatype": "FP32", "shape": [4], "parameters": into(offset=offset)["parameters"]}
+    # No parameters: Triton's clients in C++ fail where there are some without binary_data_size.
+    assert described == {"name": "y", "datatype": "FP32", "shape": [4]}
     assert bytes(memory.memory[offset : offset + X.nbytes]) == Y.astype(np.float32).tobytes()
 
 
