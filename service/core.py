@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, get_args
 
+from service import ahead, wire
 from service import head as heads
-from service import wire
 from service.ahead import FIRST_LOOK_BYTES, NEVER, Ahead
 from service.answer import CALLER_GONE, Answer, problem
 from service.budget import Budget
@@ -43,6 +43,7 @@ from service.ops.codes import Output, check_output
 from service.settings import Settings
 from service.shortcut import Shortcut, learn
 from service.wire.compact import CompactBundle
+from service.wire.message import Message
 
 if TYPE_CHECKING:
     from service.tracing.spans import Spans
@@ -260,7 +261,7 @@ class Core:
         try:
             if job.began > job.deadline:
                 raise too_late(terms)
-            return self._computed(terms, body) if job.ahead is None else self._computed_ahead(job, terms, body, job.ahead)
+            return self._computed(terms, body) if job.ahead is None else self._computed_ahead(job, job.ahead)
         except StequantError as error:
             return problem(error)
         except Exception as error:
@@ -273,27 +274,31 @@ class Core:
             if shortcut.fits(body):
                 return shortcut.answer(self.engine, body)
         call = self._call(terms, body)
-        answer_format, media_type = self._offer(terms, body)
+        offer = self._offer(terms, body)
         if terms.output != "values":
-            return _compact(call, self.engine.condense(call), answer_format, media_type)
-        answer = Answer.of(200, media_type, answer_format.encode(self.engine.run(call)))
+            return _encoded(call, self.engine.condense(call), offer)
+        answer = _encoded(call, self.engine.run(call), offer)
         learned = learn(call, body, answer, self.engine.device)
         if learned is not None:
             terms.shortcuts[:] = (learned,)
         return answer
 
-    def first_look_bytes(self, terms: Admitted, nbytes: int) -> int:
+    def first_look_bytes(self, terms: Admitted, nbytes: int, *, on_loop: bool = True) -> int:
         """How much of a body of `nbytes` has to be there for `look_ahead`; more than there will ever be where that is in vain.
 
-        Small calls are computed when they are there. Beside others, a lane computes while the loop receives; and long
-        chains would keep them waiting. Most gradients need `x` first, which is the first half of the body.
+        On the loop, beside others, a lane computes while it receives; and long chains would keep others waiting. Small
+        calls are worth it only where a shortcut is known. Most gradients need `x` first, which is the first half of the body.
         """
-        if not isinstance(terms, Terms) or nbytes <= terms.instant_bytes or terms.format.name == "json":
+        if not isinstance(terms, Terms) or terms.format.name == "json":
             return NEVER
-        if self.budget.in_flight_bytes > 2 * nbytes:
+        if on_loop and self.budget.in_flight_bytes > 2 * nbytes:
             return NEVER
+        if nbytes <= terms.instant_bytes:
+            return FIRST_LOOK_BYTES if terms.shortcuts else NEVER
         expression = terms.expression
-        if not expression.elementwise or expression.tensor_names or len(expression.operators) > _MAX_OPERATORS_AHEAD:
+        if not expression.elementwise or expression.tensor_names:
+            return NEVER
+        if on_loop and len(expression.operators) > _MAX_OPERATORS_AHEAD:
             return NEVER
         operands = len(fields(terms.kind, terms.output))
         return FIRST_LOOK_BYTES + nbytes // operands * (operands - 1)
@@ -305,20 +310,26 @@ class Core:
         """
         terms: Terms = job.terms  # type: ignore[assignment]  # there is no first look for others
         try:
-            self._offer(terms, body)
-            job.ahead = Ahead.of(self.engine, self._call(terms, body), body, received_bytes)
+            job.ahead = self._begun(terms, body, received_bytes)
         except (StequantError, MemoryError, RuntimeError):  # torch raises RuntimeError where memory has run out
             return NEVER
         return NEVER if job.ahead is None else job.ahead.advance(received_bytes)
 
-    def _computed_ahead(self, job: Job, terms: Terms, body: memoryview, ahead: Ahead) -> Answer:
-        answer_format, media_type = self._offer(terms, body)
-        result = ahead.result()
+    def _begun(self, terms: Terms, body: memoryview, received_bytes: int) -> Ahead | None:
+        for shortcut in terms.shortcuts:
+            known = ahead.repeated(self.engine, shortcut, body, received_bytes)
+            if known is not None:
+                return known
+        offer = self._offer(terms, body)
+        call = self._call(terms, body)
+        return ahead.planned(self.engine, call, body, received_bytes, lambda result: _encoded(call, result, offer))
+
+    @staticmethod
+    def _computed_ahead(job: Job, begun: Ahead) -> Answer:
+        answer = begun.answer()
         # What was computed while the body came is counted as computing, not as reading.
-        job.received = job.began = time.perf_counter() - ahead.compute_s
-        if isinstance(result, CompactBundle):
-            return _compact(ahead.call, result, answer_format, media_type)
-        return Answer.of(200, media_type, answer_format.encode(result))
+        job.received = job.began = time.perf_counter() - begun.compute_s
+        return answer
 
     def _call(self, terms: Terms, body: memoryview) -> Call:
         message = terms.format.decode(body, fields(terms.kind, terms.output), self.settings.max_tensors)
@@ -449,8 +460,12 @@ def instant_bytes(kind: Kind, expression: Expression, output: Output, formats: t
     return SMALL_ELEMENTWISE_BYTES if expression.elementwise and not expression.tensor_names else SMALL_BYTES
 
 
-def _compact(call: Call, bundle: CompactBundle, answer_format: wire.Format, media_type: str) -> Answer:
-    return Answer.of(200, media_type, answer_format.encode_compact(bundle))._replace(headers=_how_to_decode(call))
+def _encoded(call: Call, result: Message | CompactBundle, offer: wire.Choice) -> Answer:
+    """The answer that a result is, in the format that was chosen for it."""
+    answer_format, media_type = offer
+    if isinstance(result, CompactBundle):
+        return Answer.of(200, media_type, answer_format.encode_compact(result))._replace(headers=_how_to_decode(call))
+    return Answer.of(200, media_type, answer_format.encode(result))
 
 
 def _how_to_decode(call: Call) -> tuple[tuple[bytes, bytes], ...]:

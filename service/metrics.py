@@ -118,6 +118,9 @@ class Metrics:
             ("reason",),
             registry=self.registry,
         )
+        self.hauls = Counter(
+            "stequant_hauls", "Times a large call was left to a thread, as others were in flight", registry=self.registry
+        )
         self.coalesced_calls = self._follower("coalesced_calls", "Calls computed together with others that waited at the same time")
         self.dropped_lines = self._follower("log_lines_dropped", "Lines of the log that could not be written at once")
         self._pending: list[Exchange] = []

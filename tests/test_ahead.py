@@ -14,7 +14,7 @@ import torch
 from examples import DTYPES, ELEMENTWISE, interesting
 from torch import Tensor
 
-from service.ahead import NEVER, Ahead
+from service.ahead import NEVER, planned
 from service.answer import Answer
 from service.call import plan
 from service.core import Core
@@ -205,11 +205,15 @@ def test_nothing_is_read_that_has_not_come(core: Core) -> None:
     assert seen(answer) == seen(core.answer_at_once(job, padded(body)))
 
 
+def encoded(_: object) -> Answer:
+    raise AssertionError("nothing was computed")
+
+
 def test_an_operand_that_has_not_begun_to_come_is_waited_for(core: Core) -> None:
     body = body_of({"x": X}, "npy")
     call = plan("quantize", CHAIN, FORMATS["npy"].decode(body, ("x",), 1))
-    assert Ahead.of(core.engine, call, body, 127) is None
-    assert Ahead.of(core.engine, call, body, 128) is not None
+    assert planned(core.engine, call, body, 127, encoded) is None
+    assert planned(core.engine, call, body, 128, encoded) is not None
 
 
 def test_small_calls_wait_for_their_body(core: Core) -> None:

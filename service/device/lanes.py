@@ -38,6 +38,11 @@ class Lanes:
             self._start()
         self._queue.put(work)
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether work waits for a thread."""
+        return not self._queue.empty()
+
     def close(self, given_up: Callable[[], bool]) -> None:
         """Drop the work that has not begun, and wait for the rest while `given_up` does not say that it is lost."""
         with suppress(Empty):

@@ -15,19 +15,26 @@ from torch import Tensor
 
 from service.device.devices import Device
 from service.device.faults import is_out_of_memory
-from service.ops import Expression, Operator
+from service.ops import Expression, Operator, vectors
 
 Result = TypeVar("Result")
 # Does something to a tile, given what of other tensors meets it. It must not have changed the tile when it
 # finds that memory is short.
 Step = Callable[[Tensor, Mapping[str, Tensor]], None]
 
+# Below this size it takes longer to find the kernel than it saves.
+_VECTORS_FROM_BYTES = 64 * 1024
 # How much smaller the next tiles are where memory was short.
 _SHRINK = 4
 
 
 def forward(device: Device, expression: Expression, x: Tensor, tensors: Mapping[str, Tensor]) -> None:
     """Overwrite the 1-d host tensor `x` with `expression(x)`; tensor parameters have one element each."""
+    if device.computes_in_place and not tensors and x.nbytes >= _VECTORS_FROM_BYTES:
+        kernel = vectors.kernel(expression, str(x.dtype).removeprefix("torch."))
+        if kernel is not None:
+            kernel(x.numpy())
+            return
     if device.computes_in_place and x.nbytes <= device.tile_bytes:
         expression.forward(x, tensors, out=x)
         return

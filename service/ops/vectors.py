@@ -1,8 +1,8 @@
-"""Elementwise expressions by NumPy, for operands so small that PyTorch's dispatch takes longer than the arithmetic.
+"""Elementwise expressions by NumPy, whose dispatch costs a fraction of PyTorch's.
 
 For 4 KiB of float32 `k_bit_quantize` takes 3 µs here, and 11 µs as three PyTorch operations; at 64 KiB it is 10 against
-16, at 1 MiB there is no difference left. float16 and bfloat16 are left to PyTorch, as NumPy computes the one slowly and
-does not have the other.
+16, and over 64 MiB 0.9 of the time, both in tiles of 1 MiB. float16 and bfloat16 are left to PyTorch, as NumPy computes
+the one slowly and does not have the other.
 
 PyTorch stays the definition: an expression is computed here only after its kernel gave PyTorch's bits for values chosen
 to tell any two implementations apart. (NumPy's `clip`, for one, keeps a -0.0 that meets a bound of 0, but nowhere says so.)
@@ -20,11 +20,11 @@ import numpy.typing as npt
 from service.ops.base import Expression
 
 Array = npt.NDArray[Any]
-# Overwrites an array with the values of an expression.
+# Overwrites a 1-d array with the values of an expression.
 Kernel = Callable[[Array], None]
 
-# Beyond this size a kernel gains nothing, and its passes leave the core's own cache.
-MAX_BYTES = 256 * 1024
+# So much goes through all steps before what follows: it stays in cache between them.
+_TILE_BYTES = 2**20
 DTYPES = ("float32", "float64")
 
 # Bit patterns are tried in this number, besides the values that matter most.
@@ -41,10 +41,14 @@ def kernel(expression: Expression, dtype_name: str) -> Kernel | None:
     if not all(steps):
         return None
 
+    tile_elements = _TILE_BYTES // dtype.itemsize
+
     def run(x: Array) -> None:
         with np.errstate(all="ignore"):
-            for step in steps:
-                step(x)  # type: ignore[misc]
+            for start in range(0, x.size, tile_elements):
+                tile = x[start : start + tile_elements]
+                for step in steps:
+                    step(tile)  # type: ignore[misc]
 
     return run if _gives_the_bits_of(expression, run, dtype) else None
 

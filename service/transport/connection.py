@@ -3,10 +3,11 @@ r"""A connection: uvicorn's HTTP protocol, with bodies of hot requests received 
 The loop asks a `BufferedProtocol` for memory before it receives. While headers are on their way it is
 given a scratch buffer, whose content goes to uvicorn's parser. Once the headers of a hot request
 announce a body of N bytes, it is given that body's own memory, and the parser never sees the body. The
-answer is written as memoryviews of the same memory. Chunked bodies and all other paths are uvicorn's.
+answer is written as memoryviews of the same memory. Chunked bodies and all other paths are uvicorn's. Where several
+large calls are in flight, threads do both (`haul`).
 
-    NEW -> HEAD -> BODY -> WORK -> LEAVING -> IDLE -> HEAD …      every phase but WORK has a deadline
-                                          \-> LINGER -> closed
+    NEW -> HEAD -> BODY -> WORK -> LEAVING -> IDLE -> HEAD …      every phase but WORK and HAULED has a deadline
+                    \-> HAULED -/        \-> LINGER -> closed
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ from uvicorn.server import ServerState
 from service.answer import CALLER_GONE, Answer, problem
 from service.core import Core, late
 from service.device.buffers import ALIGNMENT, no_memory
-from service.errors import BadFraming, HeadersTooLarge, Overloaded, RequestTimeout, StequantError, UriTooLong
+from service.device.lanes import Lanes
+from service.errors import BadFraming, HeadersTooLarge, OutOfMemory, Overloaded, RequestTimeout, StequantError, UriTooLong
 from service.head import Head, header_lines
 from service.job import Job, given_id
+from service.transport import haul
 from service.transport.cycle import DirectCycle
+from service.transport.haul import End, Haul, Ready, Road
 from service.transport.heads import HEAD_END, Known, KnownHeads
+from service.transport.nearby import shorten_if_near
 from service.transport.reaper import NEVER, Reaper
 
 # What is received at once while no body is awaited. One for all connections of a loop: it is filled and
@@ -45,6 +50,11 @@ _BORROWED_BYTES = 128 * 1024
 _SKIP_BYTES = 2**20
 # Below this size, on average, joining the pieces for one write is cheaper than writing each.
 _JOIN_BYTES = 64 * 1024
+# From here on what is left of a body, and an answer, are worth a thread; and they are where so much came at once.
+_HAULED_BYTES = 384 * 1024
+_FLOWING_BYTES = 4096
+# What is received at once where a large body is likely to follow a head: the rest goes where it belongs.
+_HEAD_BYTES = 8192
 # How much of a body is received before other connections have their turn: about a millisecond of copying.
 _BURST_BYTES = 2**21
 # How long a connection is read after a refusal, so that the caller sees the answer and not a reset.
@@ -66,6 +76,7 @@ class Phase(enum.Enum):
     HEAD = enum.auto()
     BODY = enum.auto()
     WORK = enum.auto()
+    HAULED = enum.auto()
     LEAVING = enum.auto()
     IDLE = enum.auto()
     LINGER = enum.auto()
@@ -111,8 +122,11 @@ class _Http(HttpToolsProtocol):
         self.heads: KnownHeads = app_state.setdefault("heads", KnownHeads())
         # Whether the parser is within a request; a known head counts only where a request can begin.
         self.in_message = False
-        # Where in the scratch buffer is received, so that the body of a request like the last one lies aligned.
+        # Where in the scratch buffer is received, so that the body of a request like the last one lies aligned; and how much.
         self.scratch_start = 0
+        self.scratch_bytes = len(_SCRATCH)
+        self.threads: Lanes = app_state.setdefault("threads", haul.threads())
+        self.road: Road | None = None
         self.default_headers: list[tuple[bytes, bytes]] = []
         self.default_lines = b""
         self.addresses: Counter[str] = app_state.setdefault("addresses", Counter())
@@ -124,6 +138,7 @@ class _Http(HttpToolsProtocol):
         super().connection_made(transport)
         # With a high-water mark of 0, resume_writing says exactly when an answer has left.
         transport.set_write_buffer_limits(high=0)
+        shorten_if_near(transport.get_extra_info("socket"))
         self.reaper.watch(self)
         self._enter(Phase.NEW, self.settings.header_timeout_s)
         self.core.metrics.connections.inc()
@@ -138,6 +153,8 @@ class _Http(HttpToolsProtocol):
         self.addresses[address] -= 1
         if not self.addresses[address]:
             del self.addresses[address]
+        if self.road is not None and self.phase is not Phase.HAULED:
+            self.road.close()
         for cycle in (self.cycle, *(queued for queued, _ in self.pipeline)):
             if isinstance(cycle, DirectCycle):
                 self._abandon(cycle)
@@ -170,7 +187,7 @@ class _Http(HttpToolsProtocol):
         """Memory for what comes next: the body's own, or the scratch buffer."""
         cycle = self.receiving
         if cycle is None:
-            return _SCRATCH[self.scratch_start :]
+            return _SCRATCH[self.scratch_start : self.scratch_start + self.scratch_bytes]
         rest = cycle.rest
         return rest[:_BURST_BYTES] if rest is not None else _SCRATCH[: cycle.remaining_bytes]
 
@@ -184,6 +201,8 @@ class _Http(HttpToolsProtocol):
         self.deadline = min(self.reaper.now + self.settings.body_idle_timeout_s, self.body_deadline)
         if not cycle.remaining_bytes:
             self._body_is_there(cycle)
+            return
+        if nbytes >= _FLOWING_BYTES and self._is_worth_a_thread(cycle, cycle.remaining_bytes) and self._haul(cycle):
             return
         if cycle.received_bytes >= cycle.look_bytes:
             self._look_ahead(cycle)
@@ -304,6 +323,7 @@ class _Http(HttpToolsProtocol):
         """A known head stands at `start`, its body from `end` to `stop`, not always all of it."""
         data = _SCRATCH[end:stop]
         self.scratch_start = -(end - start + known.length) % ALIGNMENT
+        self.scratch_bytes = _HEAD_BYTES if known.length >= _HAULED_BYTES else len(_SCRATCH)
         if (
             stop - end == known.length <= _BORROWED_BYTES
             and start == self.scratch_start
@@ -323,6 +343,9 @@ class _Http(HttpToolsProtocol):
         self.cycle = cycle  # type: ignore[assignment]
         self._begin(cycle)
         self._switch_to_body()
+        flows = self.receiving is cycle and len(data) >= _FLOWING_BYTES
+        if flows and self._is_worth_a_thread(cycle, cycle.remaining_bytes):
+            self._haul(cycle)
 
     def _answer_at_once(self, known: Known, body: memoryview) -> None:
         """Answer a small call whose body lies whole in the scratch buffer, where the next one will overwrite it.
@@ -593,6 +616,8 @@ class _Http(HttpToolsProtocol):
         if self.is_last:
             cycle.keep_alive = False
         head = self._answer_head(answer, cycle.job, keep_alive=cycle.keep_alive)
+        if not cycle.remaining_bytes and self._is_worth_a_thread(cycle, answer.length) and self._haul(cycle, Ready(head, answer)):
+            return
         if cycle.head.method == "HEAD":
             self.transport.write(head)
         elif (whole := _joined(head, answer)) is not None:
@@ -600,6 +625,9 @@ class _Http(HttpToolsProtocol):
         else:
             self.transport.writelines((head, *answer.pieces))
         cycle.answer = answer
+        self._leave_or_left(cycle, answer)
+
+    def _leave_or_left(self, cycle: DirectCycle, answer: Answer) -> None:
         if self.transport.get_write_buffer_size():
             self._leave(cycle, answer)
         else:
@@ -667,10 +695,87 @@ class _Http(HttpToolsProtocol):
             self.core.done(cycle.head, answer, cycle.job, cycle.received_bytes)
 
     def _abandon(self, cycle: DirectCycle) -> None:
-        working = self.phase is Phase.WORK and cycle.is_current and not cycle.response_complete
+        working = self.phase in (Phase.WORK, Phase.HAULED) and cycle.is_current and not cycle.response_complete
         cycle.disconnected = True
         if not working:  # else its memory is still in use; the work's end finishes it
             self._finish(cycle, CALLER_GONE)
+
+    # Threads ------------------------------------------------------------------------------------------
+
+    def _is_worth_a_thread(self, cycle: DirectCycle, nbytes: int) -> bool:
+        """Whether a thread is to move so many bytes of a call: only while others are in flight, and nothing is encrypted."""
+        return (
+            nbytes >= _HAULED_BYTES
+            and self.core.budget.in_flight_bytes > cycle.job.reserved_bytes
+            and cycle.is_current
+            and cycle.body is not None
+            and self.reaper.now < self.body_deadline
+            and not self.transport.is_closing()
+            and not self.transport.get_write_buffer_size()
+            and self.transport.get_extra_info("sslcontext") is None
+        )
+
+    def _haul(self, cycle: DirectCycle, ready: Ready | None = None) -> bool:
+        """Leave a call to the threads: the rest of its body and its answer, or the answer that is there.
+
+        False where there is neither a descriptor nor a thread left for it: then the loop goes on with it.
+        """
+        if ready is None and cycle.job.ahead is None and cycle.job.terms is not None:
+            cycle.look_bytes = self.core.first_look_bytes(cycle.job.terms, cycle.length, on_loop=False)
+        try:
+            if self.road is None:
+                self.road = Road(self.transport.get_extra_info("socket"))
+            one = Haul(self.road, cycle, self.threads, look=self._look_ahead, answer=self._answer_on_thread, ended=self._is_back)
+            one.begin(ready)
+        except (OSError, OutOfMemory):
+            return False
+        self.core.metrics.hauls.inc()
+        self.flow.pause_reading()
+        self.receiving = None
+        self.burst_bytes = 0
+        self.phase, self.deadline = Phase.HAULED, NEVER
+        return True
+
+    def _answer_on_thread(self, cycle: DirectCycle) -> Ready | None:
+        """The answer to a call whose body a thread has received; None where it is for the loop, or a lane."""
+        job, terms, body = cycle.job, cycle.job.terms, cycle.body
+        assert terms is not None
+        assert body is not None
+        if job.ahead is None and not self.core.is_small(terms, cycle.length):
+            return None
+        job.is_received()
+        answer = self.core.answer_at_once(job, body)
+        if self.is_last:
+            cycle.keep_alive = False
+        return Ready(self._answer_head(answer, job, keep_alive=cycle.keep_alive), answer)
+
+    def _is_back(self, one: Haul, end: End) -> None:
+        """A thread has done what it could with a call."""
+        cycle, answer = one.cycle, one.answer
+        if cycle.disconnected or self.transport.is_closing() or end is End.GONE:
+            self._give_back_road()
+            self._finish(cycle, CALLER_GONE if answer is None or end is not End.SENT else answer)
+            self.transport.abort()
+        elif cycle.remaining_bytes:
+            self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
+            self.deadline = min(self.deadline, self.body_deadline)
+            self.receiving = cycle
+            self.flow.resume_reading()
+        elif answer is None:
+            self.flow.resume_reading()
+            self._body_is_there(cycle)
+        else:
+            if self.in_message:
+                self._new_parser()
+            cycle.answer = answer
+            if one.unsent:
+                self.transport.writelines(one.unsent)
+            self._leave_or_left(cycle, answer)
+
+    def _give_back_road(self) -> None:
+        if self.road is not None:
+            self.road.close()
+            self.road = None
 
     # Ends ---------------------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ def test_a_body_that_stops_is_answered_with_408(server: ServerProcess, chunked: 
         answer = wire.read()
         assert (answer.status, answer.code) == (408, "request_timeout")
         assert "0.5" in answer.body.decode()
-        assert 0.3 < time.monotonic() - began < 3
+        assert 0.2 < time.monotonic() - began < 3  # times are counted in steps of 0.25 s
         assert wire.is_closed()
 
 
