@@ -18,6 +18,8 @@ from service.head import Head
 from service.oip.models import datatype
 from service.oip.regions import Range
 from service.wire import json
+from service.wire.json_lists import Limits, NumberList
+from service.wire.json_numbers import NON_FINITE
 from service.wire.layout import byte_length
 from service.wire.message import WireTensor
 
@@ -25,6 +27,8 @@ JSON_LENGTH_HEADER = b"inference-header-content-length"
 # What clients send by themselves, for schedulers of another kind than ours. `binary_data_output` is read.
 _TOLERATED = frozenset({"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output"})
 _TOLERATED_PREFIX = "triton_"
+# Members that are not read.
+_SURPLUS = 1024
 
 
 class Input(NamedTuple):
@@ -90,7 +94,7 @@ def read(body: memoryview, json_bytes: int | None, max_tensors: int) -> InferReq
         json_bytes = body.nbytes
     if json_bytes > body.nbytes:
         raise MalformedBody(f"'Inference-Header-Content-Length' is {json_bytes}; the body has {body.nbytes} bytes")
-    document = _member_map(json.parsed(body[:json_bytes], json.NON_FINITE.__getitem__), "the call")
+    document = _member_map(json.parsed(body[:json_bytes], NON_FINITE.__getitem__, limits=_limits(max_tensors)), "the call")
     parameters = _map(document, "parameters", "")
     described = _list(document, "inputs", max_tensors)
     if described is None:
@@ -108,6 +112,11 @@ def read(body: memoryview, json_bytes: int | None, max_tensors: int) -> InferReq
         _flag(parameters, "binary_data_output", "") or False,
         any(isinstance(one, dict) and "data" in one for one in described),
     )
+
+
+def _limits(max_tensors: int) -> Limits:
+    """The maps and keys of so many inputs and outputs, and of as much beside them as anyone may need."""
+    return Limits(maps=_SURPLUS + 4 * max_tensors, keys=_SURPLUS + 14 * max_tensors)
 
 
 def _is_tolerated(name: str) -> bool:
@@ -159,7 +168,7 @@ def _numbers(value: json.Value, shape: tuple[int, ...], where: str) -> NDArray[n
     """The elements of a flat list, or of nested lists of this shape."""
     given, values = json.flattened(value, where)
     size = math.prod(shape)
-    if given != shape and (len(given) != 1 or len(values) != size):
+    if given != shape and given != (size,):
         raise MalformedBody(f"{where} has the shape {list(given)}; allowed: {list(shape)}, or a flat list of {size} numbers")
     return json.numbers(values, lambda i: f"{where}, element {i},")
 
@@ -206,10 +215,13 @@ def _member_map(value: json.Value, where: str) -> dict[str, json.Value]:
 
 def _list(document: Mapping[str, json.Value], key: str, most: int) -> list[json.Value] | None:
     value = document.get(key)
+    length = value.length if isinstance(value, NumberList) else len(value) if isinstance(value, list) else 0
+    if length > most:
+        raise TooManyTensors(f"{key!r} has {length} tensors; allowed: {most}")
+    if isinstance(value, NumberList):
+        raise MalformedBody(f"{key}[0] must be a JSON object")
     if value is not None and not isinstance(value, list):
         raise MalformedBody(f"{key!r} must be a list")
-    if value is not None and len(value) > most:
-        raise TooManyTensors(f"{key!r} has {len(value)} tensors; allowed: {most}")
     return value
 
 

@@ -16,15 +16,18 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from service.dtypes import DTYPES, DType, dtype
-from service.errors import BadTensor, MalformedBody, NotAcceptable, TooManyTensors
+from service.errors import BadTensor, MalformedBody, NotAcceptable, RequestError, TooManyTensors
+from service.wire import json_lists
 from service.wire.compact import CompactBundle, CompactPart, document
+from service.wire.json_lists import Limits, NumberList
+from service.wire.json_numbers import NON_FINITE, floats
 from service.wire.layout import DESCR_OF, MAX_DIMENSIONS, byte_length, bytes_of, in_c_order
 from service.wire.message import Bundle, Message, WireTensor
 
@@ -33,12 +36,15 @@ ALIASES = ()
 HOLDS_NAMES = True
 
 # What json.loads makes of a body, and json.dumps takes.
-Value = dict[str, "Value"] | list["Value"] | str | int | float | bool | None
+Value = dict[str, "Value"] | list["Value"] | NumberList | str | int | float | bool | None
 
 _NEGATIVE_ZERO = re.compile(r"-0(?![\d.eE])")
+# Shorter bodies are read faster by the standard library alone.
+_SHORT_BYTES = 16 * 1024
+# Fields without tensors, and other members that nobody needs.
+_SURPLUS_KEYS = 1024
 _TENSOR_KEYS = frozenset({"dtype", "shape", "data"})
 _NESTED_DTYPE = DTYPES["float32"]
-NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def decode(body: memoryview, _fields: tuple[str, ...], max_tensors: int) -> dict[str, Bundle]:
@@ -47,8 +53,8 @@ def decode(body: memoryview, _fields: tuple[str, ...], max_tensors: int) -> dict
     Raises `MalformedBody` for what RFC 8259 does not allow, duplicate keys, and data that contradict
     their shape; `BadTensor` for values that are no tensor; `UnsupportedDtype`; `TooManyTensors`.
     """
-    # The message, a map of names for each field, and each tensor.
-    document = parsed(body, most_maps=1 + 2 * max_tensors)
+    # Maps: the message, one of names for each field, and each tensor. Keys: a tensor's name and its own three.
+    document = parsed(body, limits=Limits(maps=1 + 2 * max_tensors, keys=_SURPLUS_KEYS + 4 * max_tensors))
     if not isinstance(document, dict):
         raise BadTensor(f"the body must be a map of names to tensors, not {_kind(document)}")
     message: dict[str, Bundle] = {}
@@ -80,25 +86,34 @@ def _no_constant(literal: str) -> float:
     raise ValueError(f"{literal} is not JSON; non-finite numbers are the strings {', '.join(NON_FINITE)}")
 
 
-def parsed(body: memoryview, constant: Callable[[str], float] = _no_constant, *, most_maps: int | None = None) -> Value:
+def parsed(body: memoryview, constant: Callable[[str], float] = _no_constant, *, limits: Limits | None = None) -> Value:
     """What the text says; `MalformedBody` for what RFC 8259 does not allow, and for duplicate keys.
 
-    `constant` says what `NaN`, `Infinity` and `-Infinity` are, which are not JSON. `TooManyTensors` beyond
-    `most_maps`, before the rest is read: a million empty maps, which are 3 MB, take half a second.
+    `constant` says what `NaN`, `Infinity` and `-Infinity` are, which are not JSON. `TooManyTensors` beyond the
+    limits, before the rest is read: a million empty maps, which are 3 MB, take half a second. Long lists are
+    `NumberList`s where they are values of maps in a body that is not short.
     """
-    read_map = _map if most_maps is None else _at_most(most_maps)
     try:
         text = str(body, "utf-8")
-        # Only where `-0` stands does an int need a look of ours, which takes longer than reading it.
-        read_int = _integer if _NEGATIVE_ZERO.search(text) else None
-        with _not_collecting():
-            document: Value = json.loads(text, object_pairs_hook=read_map, parse_constant=constant, parse_int=read_int)
-    except TooManyTensors:
+        if body.nbytes > _SHORT_BYTES:
+            document: Value = json_lists.loads(bytes(body), constant, _standard, limits)
+            return document
+        return _standard(text, constant, None if limits is None else limits.maps)
+    except RequestError:
         raise
     except RecursionError:
         raise MalformedBody("the body is nested too deeply") from None
     except ValueError as error:  # of json, of the UTF-8 codec, of int() for too many digits, and ours
         raise MalformedBody(f"the body is not valid JSON: {str(error)[:200]}") from None
+
+
+def _standard(text: str, constant: Callable[[str], float], most_maps: int | None = None) -> Value:
+    """What the standard library reads."""
+    # Only where `-0` stands does an int need a look of ours, which takes longer than reading it.
+    read_int = _integer if _NEGATIVE_ZERO.search(text) else None
+    read_map = _map if most_maps is None else _at_most(most_maps)
+    with _not_collecting():
+        document: Value = json.loads(text, object_pairs_hook=read_map, parse_constant=constant, parse_int=read_int)
     return document
 
 
@@ -178,17 +193,22 @@ def _plain_tensor(value: Value, where: str) -> WireTensor:
     if not isinstance(name, str):
         raise MalformedBody(f"{where}.dtype must be a string, not {_kind(name)}")
     dimensions = shape_of(shape, f"{where}.shape")
-    if not isinstance(data, list):
+    if not isinstance(data, list | NumberList):
         raise MalformedBody(f"{where}.data must be a flat list of numbers, not {_kind(data)}")
     tensor_dtype = dtype(name)
     expected = byte_length(dimensions, tensor_dtype) // tensor_dtype.itemsize
-    if len(data) != expected:
-        raise MalformedBody(f"{where}.data has {len(data)} elements; shape {list(dimensions)} has {expected}")
+    length = len(data) if isinstance(data, list) else data.length
+    if length != expected:
+        raise MalformedBody(f"{where}.data has {length} elements; shape {list(dimensions)} has {expected}")
+    if isinstance(data, NumberList) and data.shape != (length,):
+        raise BadTensor(f"{where}.data must be a flat list of numbers, not one of lists")
     return WireTensor(tensor_dtype, dimensions, rounded(numbers(data, lambda i: f"{where}.data[{i}]"), tensor_dtype))
 
 
 def shape_of(value: Value, where: str) -> tuple[int, ...]:
     """The dimensions that a list says; `MalformedBody` for anything else."""
+    if isinstance(value, NumberList):
+        raise MalformedBody(f"{where} must be a list of at most {MAX_DIMENSIONS} ints of at least 0; it has {value.length} entries")
     shape = value if isinstance(value, list) else [None]
     # `type`, not `isinstance`: true is no dimension.
     dimensions = tuple(dimension for dimension in shape if type(dimension) is int and dimension >= 0)
@@ -204,11 +224,13 @@ def _nested_tensor(value: Value, where: str) -> WireTensor:
     return WireTensor(_NESTED_DTYPE, shape, rounded(read, _NESTED_DTYPE), style="nested")
 
 
-def flattened(value: Value, where: str) -> tuple[tuple[int, ...], Sequence[Any]]:
+def flattened(value: Value, where: str) -> tuple[tuple[int, ...], Sequence[Any] | NumberList]:
     """Shape and entries of nested lists: level by level, all entries are lists of one length, or none is a list.
 
     Raises `BadTensor` for ragged lists, `MalformedBody` for more dimensions than there can be.
     """
+    if isinstance(value, NumberList):
+        return _known_shape(value, where), value
     shape: list[int] = []
     level: Sequence[Any] = [value]
     while level and all(type(item) is list for item in level):
@@ -216,7 +238,7 @@ def flattened(value: Value, where: str) -> tuple[tuple[int, ...], Sequence[Any]]
         if len(lengths) > 1:
             raise BadTensor(f"{where} is ragged: in dimension {len(shape)} its lists have {min(lengths)} to {max(lengths)} entries")
         if len(shape) == MAX_DIMENSIONS:
-            raise MalformedBody(f"{where} is nested deeper than the {MAX_DIMENSIONS} dimensions that are possible")
+            raise _too_deep(where)
         shape += lengths
         level = list(chain.from_iterable(level))
     if list in set(map(type, level)):
@@ -224,22 +246,33 @@ def flattened(value: Value, where: str) -> tuple[tuple[int, ...], Sequence[Any]]
     return tuple(shape), level
 
 
-def numbers(values: Sequence[Any], where: Callable[[int], str]) -> np.ndarray[Any, Any]:
+def _known_shape(value: NumberList, where: str) -> tuple[int, ...]:
+    if value.is_too_deep:
+        raise _too_deep(where)
+    if value.shape is None:
+        raise BadTensor(f"{where} is ragged: it has lists of different lengths in one dimension, or lists beside other values")
+    return value.shape
+
+
+def _too_deep(where: str) -> MalformedBody:
+    return MalformedBody(f"{where} is nested deeper than the {MAX_DIMENSIONS} dimensions that are possible")
+
+
+def numbers(values: Sequence[Any] | NumberList, where: Callable[[int], str]) -> np.ndarray[Any, Any]:
     """The values as float64; `where` names the one that is no number."""
+    if isinstance(values, NumberList):
+        if values.stray is not None:
+            place, value = values.stray
+            _number(value, where, place)
+        return values.values
     if set(map(type, values)) <= {float, int}:
-        with suppress(OverflowError):  # an int beyond the largest float64
-            return np.array(values, np.float64)
-    return np.array([_number(value, where, i) for i, value in enumerate(values)], np.float64)
+        return floats(values)
+    return floats([_number(value, where, i) for i, value in enumerate(values)])
 
 
 def _number(value: Value, where: Callable[[int], str], i: int) -> float:
-    if type(value) is float:
+    if type(value) is float or type(value) is int:
         return value
-    if type(value) is int:
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf if value > 0 else -math.inf
     if isinstance(value, str) and value in NON_FINITE:
         return NON_FINITE[value]
     raise BadTensor(f"{where(i)} must be a number or one of the strings {', '.join(NON_FINITE)}, not {_kind(value)}")
@@ -272,7 +305,7 @@ def _kind(value: Value) -> str:
         return json.dumps(value)
     if isinstance(value, str):
         return f"the string {value[:80]!r}"
-    return {dict: "a map", list: "a list", int: "a number", float: "a number"}[type(value)]
+    return {dict: "a map", list: "a list", NumberList: "a list", int: "a number", float: "a number"}[type(value)]
 
 
 # Writing --------------------------------------------------------------------------------------------
