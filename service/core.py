@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 SMALL_ELEMENTWISE_BYTES = 2 * 2**20 + 4096
 # Operators that reduce over a tensor, or meet other tensors, take several passes and temporaries.
 SMALL_BYTES = 256 * 1024
-# JSON makes a Python object of every number: about a hundred times the work per byte.
+# JSON is text, and in short bodies each number becomes a Python object: about a hundred times the work per byte.
 SMALL_JSON_BYTES = 4 * 1024
 # Longer chains are computed when their body is there, on a lane: what the loop does between two receives stays short.
 _MAX_OPERATORS_AHEAD = 4

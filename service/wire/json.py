@@ -1,4 +1,4 @@
-"""The msgpack maps as JSON, for small bodies: the one format in which elements become Python objects.
+"""The msgpack maps as JSON, for small bodies: the one format in which elements are text.
 
 `T` is `{"dtype", "shape", "data": flat list}`, or nested lists of numbers, which are always one float32
 tensor (a bare number is 0-d); non-finite numbers are the strings "NaN", "Infinity" and "-Infinity".
@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -43,6 +42,8 @@ _NEGATIVE_ZERO = re.compile(r"-0(?![\d.eE])")
 _SHORT_BYTES = 16 * 1024
 # Fields without tensors, and other members that nobody needs.
 _SURPLUS_KEYS = 1024
+_COMPACT = (",", ":")
+_ELEMENTS_AT_ONCE = 2**14
 _TENSOR_KEYS = frozenset({"dtype", "shape", "data"})
 _NESTED_DTYPE = DTYPES["float32"]
 
@@ -70,13 +71,12 @@ def decode(body: memoryview, _fields: tuple[str, ...], max_tensors: int) -> dict
 
 def encode(message: Message) -> list[bytes | memoryview]:
     """The map of the message, as one piece."""
-    document = {field: _written_bundle(bundle) for field, bundle in message.items()}
-    return [json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")]
+    return [_map_text(message, map(_bundle_text, message.values())).encode("ascii")]
 
 
 def encode_compact(bundle: CompactBundle) -> list[bytes | memoryview]:
     """The maps of a compact answer, as one piece; elements are flat lists of numbers in C order."""
-    return [json.dumps(document(bundle, _numbers_of), separators=(",", ":"), allow_nan=False).encode("ascii")]
+    return [json.dumps(document(bundle, _numbers_of), separators=_COMPACT, allow_nan=False).encode("ascii")]
 
 
 # Reading --------------------------------------------------------------------------------------------
@@ -311,35 +311,46 @@ def _kind(value: Value) -> str:
 # Writing --------------------------------------------------------------------------------------------
 
 
-def _written_bundle(bundle: Bundle) -> Value:
+def _bundle_text(bundle: Bundle) -> str:
     if bundle.names is not None:
         if frozenset(bundle.names) == _TENSOR_KEYS:
             raise NotAcceptable(
                 f"JSON cannot hold tensors under just the names {', '.join(bundle.names)}: such a map is one tensor"
             )
-        return {name: _written(tensor) for name, tensor in zip(bundle.names, bundle.tensors, strict=True)}
+        return _map_text(bundle.names, map(_tensor_text, bundle.tensors))
     if bundle.single:
         (tensor,) = bundle.tensors
         # Alone, `[]` would be read as a list of no tensors.
-        return _written_plain(tensor) if tensor.shape == (0,) else _written(tensor)
+        return _plain_text(tensor) if tensor.shape == (0,) else _tensor_text(tensor)
     # A list of nested lists would be read as one tensor.
-    return [_written_plain(tensor) for tensor in bundle.tensors]
+    return f"[{','.join(map(_plain_text, bundle.tensors))}]"
 
 
-def _written(tensor: WireTensor) -> Value:
+def _map_text(keys: Iterable[str], values: Iterable[str]) -> str:
+    return "{" + ",".join(f"{json.dumps(key)}:{value}" for key, value in zip(keys, values, strict=True)) + "}"
+
+
+def _tensor_text(tensor: WireTensor) -> str:
     # Nested lists have no place for a dtype, nor for a dimension inside one that is empty.
     if tensor.style != "nested" or tensor.dtype != _NESTED_DTYPE or 0 in tensor.shape[:-1]:
-        return _written_plain(tensor)
-    level: list[Value] = _elements(tensor)
-    for i in range(len(tensor.shape) - 1, -1, -1):
-        length = tensor.shape[i]
-        level = [level[j * length : (j + 1) * length] for j in range(math.prod(tensor.shape[:i]))]
-    (value,) = level
-    return value
+        return _plain_text(tensor)
+    return _lists_text(array_of(tensor).reshape(tensor.shape))
 
 
-def _written_plain(tensor: WireTensor) -> Value:
-    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), "data": _elements(tensor)}
+def _plain_text(tensor: WireTensor) -> str:
+    values = (f'"{tensor.dtype.name}"', json.dumps(tensor.shape, separators=_COMPACT), _lists_text(array_of(tensor)))
+    return _map_text(("dtype", "shape", "data"), values)
+
+
+def _lists_text(array: np.ndarray[Any, Any]) -> str:
+    """The elements in lists of this shape, some thousand at a time: other threads get their turn in between."""
+    if array.size <= _ELEMENTS_AT_ONCE:
+        return json.dumps(_lists(array), separators=_COMPACT, allow_nan=False)
+    entry_size = array.size // len(array)
+    if entry_size > _ELEMENTS_AT_ONCE:
+        return f"[{','.join(map(_lists_text, array))}]"
+    step = _ELEMENTS_AT_ONCE // entry_size
+    return f"[{','.join(_lists_text(array[i : i + step])[1:-1] for i in range(0, len(array), step))}]"
 
 
 def array_of(tensor: WireTensor) -> np.ndarray[Any, Any]:
@@ -350,18 +361,20 @@ def array_of(tensor: WireTensor) -> np.ndarray[Any, Any]:
     return np.frombuffer(data, DESCR_OF[tensor.dtype.name])
 
 
-def _elements(tensor: WireTensor) -> list[Value]:
-    """The elements in C order, as Python numbers, the non-finite ones as strings."""
-    array = array_of(tensor)
-    elements: list[Value] = array.tolist()
-    for i in np.flatnonzero(~np.isfinite(array)):
-        element = array[i]
-        elements[i] = "NaN" if np.isnan(element) else "Infinity" if element > 0 else "-Infinity"
-    return elements
+def _lists(array: np.ndarray[Any, Any]) -> Value:
+    """The elements in lists of this shape, as Python numbers, the non-finite ones as strings."""
+    if not np.isfinite(array).all():
+        elements = array.astype(object)
+        elements[np.isnan(array)] = "NaN"
+        elements[array == np.inf] = "Infinity"
+        elements[array == -np.inf] = "-Infinity"
+        array = elements
+    value: Value = array.tolist()
+    return value
 
 
-def _numbers_of(part: CompactPart) -> list[Value]:
+def _numbers_of(part: CompactPart) -> Value:
     if part.dtype in DTYPES:
-        return _elements(WireTensor(DTYPES[part.dtype], part.shape, part.data))
-    integers: list[Value] = np.frombuffer(part.data, part.dtype).tolist()
+        return _lists(array_of(WireTensor(DTYPES[part.dtype], part.shape, part.data)))
+    integers: Value = np.frombuffer(part.data, part.dtype).tolist()
     return integers

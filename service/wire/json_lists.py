@@ -247,9 +247,8 @@ def _is_beside_maps(signs: bytes, begin: int, end: int) -> bool:
 
 def _is_entry(signs: bytes, close: int) -> bool:
     """Whether the map that is closed here is an entry of a list."""
-    depth = 0
-    for at in range(close, -1, -1):
-        depth += (signs[at] == ord("}")) - (signs[at] == ord("{"))
-        if depth == 0:
-            return signs[at - 1 : at] in (b"[", b",")
-    return False
+    array = np.frombuffer(signs, np.uint8)[: close + 1]
+    braces = np.flatnonzero((array == ord("{")) | (array == ord("}")))[::-1]
+    # Backwards from the brace that closes the map to the one that opens it.
+    opens = braces[np.cumsum(-_DEEPER[array[braces]]) == 0]
+    return len(opens) > 0 and signs[opens[0] - 1 : opens[0]] in (b"[", b",")

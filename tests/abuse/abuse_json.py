@@ -142,6 +142,16 @@ TENSORS = [
     x("4 MiB of lists, of which the last is longer, are refused", "[" + "[]," * 1_390_000 + "[1]]", NO_TENSOR),
     x("4 MiB of numbers, of which the last is none, are refused", "[" + "1," * 2_000_000 + "null]", NO_TENSOR),
     x("4 MiB of numbers, each in a list, are numbers", "[" + "[1]," * 1_000_000 + "[1]]", "200"),
+    x("4 MiB of numbers, one of them -0, of which the last is none, are refused", "[-0," + "1," * 2_000_000 + "true]", NO_TENSOR),
+    x("4 MiB of numbers, each in a list, of which the last is longer, are refused", "[" + "[1]," * 1_000_000 + "[1,1]]", NO_TENSOR),
+    x(
+        "4 MiB of numbers, each in 60 lists, with one beside them, are refused",
+        "[" + ("[" * 60 + "1" + "]" * 60 + ",") * 34_000 + "1]",
+        NO_TENSOR,
+    ),
+    x("4 MiB of numbers beside a map are refused", "[" + "1," * 2_000_000 + "{}]", NO_TENSOR),
+    x("4 MiB of numbers without an end are refused", "[" + "1," * 2_000_000 + "1"),
+    x("4 MiB of strings are refused", "[" + '"",' * 1_300_000 + '""]', NO_TENSOR),
     body("4 MiB of names are too many", "{" + ",".join(f'"{i:x}":1' for i in range(390_000)) + "}", "413 too_many_tensors"),
     body("a body one byte above the limit is too large", b" " * (4 * MIB + 1), "413 body_too_large"),
 ]

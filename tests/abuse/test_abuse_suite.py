@@ -20,11 +20,10 @@ from server_process import ServerProcess, eventually, serving
 
 MIB = 2**20
 MAX_BODY_BYTES = 256 * MIB
-# An idle machine stays below 0.1 s, but for 4 MiB of JSON, whose fault may show at its end.
+# An idle machine stays below 0.1 s, or little above it for 4 MiB of JSON whose fault shows at its end.
 MOST_WALL_S = 5.0
-# Processor time hardly grows on a busy machine: 0.06 s was the most on an idle one.
+# Processor time hardly grows on a busy machine: 0.11 s was the most of a refusal on an idle one.
 MOST_CPU_S = 0.5
-DEAR = "4 MiB of "
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def test_no_case_is_answered_with_a_5xx(figures: Figures, server: ServerProcess)
 def test_refusals_are_quick_and_cheap(figures: Figures) -> None:
     assert len(figures.refusal_s) > 500
     assert {claim: wait_s for claim, wait_s in figures.refusal_s.items() if wait_s > MOST_WALL_S} == {}
-    assert {claim: s for claim, s in figures.cpu_s.items() if s > MOST_CPU_S and not claim.startswith(DEAR)} == {}
+    assert {claim: figures.cpu_s[claim] for claim in figures.refusal_s if figures.cpu_s[claim] > MOST_CPU_S} == {}
 
 
 def test_memory_stays_below_twice_the_limit_of_a_body(figures: Figures) -> None:

@@ -248,6 +248,23 @@ def test_named_numbers_are_known_by_all_their_letters() -> None:
     assert found[known][1:].tolist() == [math.inf, -math.inf]
 
 
+# Writing --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (0,), (2, 3), (1, 1, 50), (5, 2, 3), (50, 1), (3, 0), (1, 40, 2)])
+def test_what_is_written_in_many_parts_is_what_the_library_writes(shape: tuple[int, ...]) -> None:
+    array = np.arange(math.prod(shape), dtype=np.float32).reshape(shape) / 3
+    lists = array.tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json, "_ELEMENTS_AT_ONCE", 5)
+        assert json._lists_text(array) == library.dumps(lists, separators=(",", ":"))
+        if array.size > 4:
+            array.flat[-1], array.flat[-2], array.flat[0] = math.nan, -math.inf, math.inf
+            text = json._lists_text(array)
+            assert text.count('"NaN"') == text.count('"Infinity"') == text.count('"-Infinity"') == 1
+            assert library.dumps(library.loads(text), separators=(",", ":")) == text
+
+
 # Long bodies, as they are ---------------------------------------------------------------------------------
 
 
