@@ -95,10 +95,11 @@ def parsed(body: memoryview, constant: Callable[[str], float] = _no_constant, *,
     """
     try:
         text = str(body, "utf-8")
-        if body.nbytes > _SHORT_BYTES:
+        with _not_collecting():
+            if body.nbytes <= _SHORT_BYTES:
+                return _standard(text, constant, None if limits is None else limits.maps)
             document: Value = json_lists.loads(bytes(body), constant, _standard, limits)
             return document
-        return _standard(text, constant, None if limits is None else limits.maps)
     except RequestError:
         raise
     except RecursionError:
@@ -112,8 +113,7 @@ def _standard(text: str, constant: Callable[[str], float], most_maps: int | None
     # Only where `-0` stands does an int need a look of ours, which takes longer than reading it.
     read_int = _integer if _NEGATIVE_ZERO.search(text) else None
     read_map = _map if most_maps is None else _at_most(most_maps)
-    with _not_collecting():
-        document: Value = json.loads(text, object_pairs_hook=read_map, parse_constant=constant, parse_int=read_int)
+    document: Value = json.loads(text, object_pairs_hook=read_map, parse_constant=constant, parse_int=read_int)
     return document
 
 

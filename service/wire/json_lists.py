@@ -92,10 +92,11 @@ def loads(body: bytes, constant: Callable[[str], float], standard: Standard, lim
         scalars = reader.scalars([(cut.first, cut.last) for cut in cuts], constant)
     except NoValue as error:
         raise malformed(str(error), outline.text.place(error.place)) from None
-    for found, _, _, first, last in cuts:
+    for number, (found, _, _, first, last) in enumerate(cuts):
         found.values = scalars.values[first:last]
-        stray = scalars.stray(first, last)
-        found.stray = None if stray is None else (stray[0] - first, stray[1])
+        if number in scalars.strays:
+            place, value = scalars.strays[number]
+            found.stray = place - first, value
     return _with_stand_ins(outline, cuts, constant, standard)
 
 
@@ -200,16 +201,15 @@ def _with_stand_ins(outline: Outline, cuts: Sequence[_Cut], constant: Callable[[
     pieces: list[bytes] = []
     starts: list[int] = []
     lists: list[NumberList | None] = []
-    begin = 0
-    for cut in [*cuts, None]:
-        end = len(text.text) if cut is None else outline.place(cut.begin)
+    bounds = outline.places([at for cut in cuts for at in (cut.begin, cut.end - 1)])
+    kept = zip([0, *(end + 1 for end in bounds[1::2])], [*bounds[::2], len(text.text)], strict=True)
+    for (begin, end), cut in zip(kept, [*cuts, None], strict=True):
         # Constants are asked for in the order of the text; those that the body holds itself are among them.
         lists += [None] * text.plain[begin:end].tobytes().count(_STAND_IN)
         pieces.append(text.text[begin:end].tobytes())
         starts.append(begin)
         if cut is not None:
             lists.append(cut.found)
-            begin = outline.place(cut.end - 1) + 1
     in_order = iter(lists)
 
     def stood_in(literal: str) -> Any:

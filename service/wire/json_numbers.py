@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -21,8 +22,6 @@ Bytes = NDArray[np.uint8]
 Positions = NDArray[np.intp]
 Floats = NDArray[np.float64]
 
-# What the libraries read at a time: other threads get their turn in between.
-_BYTES_AT_ONCE = 2**17
 # Ints below 10**15 and the powers of ten up to there are float64s, so that one division rounds once, as it should.
 _MOST_DIGITS = 15
 _POWERS = 10.0 ** np.arange(_MOST_DIGITS + 1)
@@ -31,19 +30,13 @@ _ZERO, _POINT, _MINUS, _COMMA = b"0.-,"
 
 
 class Scalars(NamedTuple):
-    """The values of scalars, NaN for those that are no numbers, which are all in the `doubtful` portions."""
+    """The values of scalars, NaN for those that are no numbers; `strays` has the first of these in each range.
+
+    A stray is the place of such a scalar, and what it is, under the number of the range.
+    """
 
     values: Floats
-    doubtful: Sequence[tuple[Positions, Sequence[Any]]]
-
-    def stray(self, first: int, last: int) -> tuple[int, Any] | None:
-        """The first in this range that is no number, and what it is."""
-        for places, found in self.doubtful:
-            begin, end = np.searchsorted(places, (first, last)).tolist()
-            for i in range(begin, end):
-                if type(found[i]) not in _NUMBERS:
-                    return int(places[i]), found[i]
-        return None
+    strays: Mapping[int, tuple[int, Any]]
 
 
 class NoValue(ValueError):
@@ -55,7 +48,7 @@ class NoValue(ValueError):
 
 
 class Reader:
-    """Reads the scalars of a text that has no blanks, from its beginning on.
+    """Reads the scalars of a text that has no blanks, from its beginning on, some thousand at a time.
 
     `plain` is the text with every string painted over. No scalar holds a bracket, brace, comma or colon but in
     a string, and each is followed by one of them, or by the end.
@@ -65,7 +58,7 @@ class Reader:
         self._text = text
         self._plain = plain
         self._values = [np.empty(0)]
-        self._rest = [_Rest(*[np.empty(0, np.intp)] * 3)]
+        self._rest: list[_Rest] = []
         self._count = 0
 
     def add(self, starts: Positions, ends: Positions) -> None:
@@ -80,25 +73,27 @@ class Reader:
         self._count += len(values)
 
     def scalars(self, ranges: Sequence[tuple[int, int]], constant: Callable[[str], float]) -> Scalars:
-        """The values in these ranges; `NoValue` for the first that is none, or that `constant` does not take."""
+        """The values in these ranges, which ascend; `NoValue` for one that is none, or that `constant` does not take."""
         values = np.concatenate(self._values)
-        rest = _Rest(*map(np.concatenate, zip(*self._rest, strict=True)))
-        doubtful: list[tuple[Positions, Sequence[Any]]] = []
-        wrong_up_to = 0
-        for some in rest.within(ranges).portions():
+        strays: dict[int, tuple[int, Any]] = {}
+        bounds = np.array(ranges, np.intp).reshape(-1)
+        for rest in self._rest:
+            some = rest.within(bounds)
+            if not len(some.places):
+                continue
             found = _found(self._text, some, constant)
-            if some.places[-1] < wrong_up_to:
+            first, last = (np.searchsorted(bounds, some.places[[0, -1]], "right") // 2).tolist()
+            if first == last and first in strays:
+                # Of this range no more needs to be known.
                 continue
             if str in set(map(type, found)) and not NON_FINITE.keys().isdisjoint(found):
                 found = list(map(NON_FINITE.get, found, found))
-            first = next((i for i, value in enumerate(found) if type(value) not in _NUMBERS), None)
-            if first is not None:
-                doubtful.append((some.places, found))
-                # Of the list that holds it, no more needs to be known.
-                wrong_up_to = next(end for _, end in ranges if some.places[first] < end)
-                found = [value if type(value) in _NUMBERS else math.nan for value in found]
+            for i in [i for i, value in enumerate(found) if type(value) not in _NUMBERS]:
+                place = int(some.places[i])
+                strays.setdefault(bisect_right(bounds, place) // 2, (place, found[i]))
+                found[i] = math.nan
             values[some.places] = floats(found)
-        return Scalars(values, doubtful)
+        return Scalars(values, strays)
 
 
 class _Rest(NamedTuple):
@@ -108,27 +103,10 @@ class _Rest(NamedTuple):
     starts: Positions
     ends: Positions
 
-    def at(self, chosen: slice | NDArray[np.bool_]) -> _Rest:
+    def within(self, bounds: Positions) -> _Rest:
+        """Those in the ranges between the first two bounds, the next two, and so on."""
+        chosen = np.searchsorted(bounds, self.places, "right") % 2 == 1
         return _Rest(self.places[chosen], self.starts[chosen], self.ends[chosen])
-
-    def within(self, ranges: Sequence[tuple[int, int]]) -> _Rest:
-        """Those in ranges, which ascend."""
-        bounds = np.array(ranges, np.intp).reshape(-1)
-        return self.at(np.searchsorted(bounds, self.places, "right") % 2 == 1)
-
-    def sizes(self) -> Positions:
-        """Their bytes, each with the one behind it."""
-        return self.ends - self.starts + 1
-
-    def portions(self) -> Iterator[_Rest]:
-        """Some after the other, of not too many bytes."""
-        sizes = np.cumsum(self.sizes())
-        first = 0
-        while first < len(sizes):
-            done = sizes[first - 1] if first else 0
-            last = max(first + 1, int(np.searchsorted(sizes, done + _BYTES_AT_ONCE)))
-            yield self.at(slice(first, last))
-            first = last
 
 
 # Plain decimals -------------------------------------------------------------------------------------------
@@ -215,7 +193,8 @@ def named(text: Bytes, starts: Positions, ends: Positions) -> tuple[Floats, NDAr
 
 def _found(text: Bytes, some: _Rest, constant: Callable[[str], float]) -> list[Any]:
     """What the library reads; pydantic's is the faster one, the standard one has the last word."""
-    sizes = some.sizes()
+    # Each with the byte behind it.
+    sizes = some.ends - some.starts + 1
     offsets = np.cumsum(sizes) - sizes
     written = _written(text, some, sizes, offsets)
     try:

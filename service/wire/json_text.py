@@ -69,11 +69,21 @@ class Outline(NamedTuple):
 
     def place(self, at: int) -> int:
         """Where a byte of the outline stands in the text; behind the last, where the text ends."""
-        part = bisect_right(self.parts, (at, len(self.text.text))) - 1
-        outlined, begin = self.parts[part]
-        end = self.parts[part + 1][1] if part + 1 < len(self.parts) else len(self.text.text)
-        places = np.flatnonzero(_is_outlined(self.text.signs[begin:end]))
-        return begin + int(places[at - outlined]) if at - outlined < len(places) else end
+        return self.places([at])[0]
+
+    def places(self, ascending: Sequence[int]) -> list[int]:
+        """Where these bytes of the outline stand in the text."""
+        found: list[int] = []
+        outlined, begin, end = 0, 0, 0
+        inside: list[int] = []
+        for at in ascending:
+            if at - outlined >= len(inside) and end < len(self.text.text):
+                part = bisect_right(self.parts, (at, len(self.text.text))) - 1
+                outlined, begin = self.parts[part]
+                end = self.parts[part + 1][1] if part + 1 < len(self.parts) else len(self.text.text)
+                inside = np.flatnonzero(_is_outlined(self.text.signs[begin:end])).tolist()
+            found.append(begin + inside[at - outlined] if at - outlined < len(inside) else end)
+        return found
 
 
 def malformed(why: str, place: int) -> MalformedBody:
@@ -123,14 +133,15 @@ def _without_strings(body: bytes, text: Bytes) -> Bytes:
         # From left to right: what is left of the quotes begins or ends a string. Elsewhere a backslash is an error anyway.
         text = np.frombuffer(body.replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)
     is_quote = text == _QUOTE
-    quotes = np.flatnonzero(is_quote)
-    if len(quotes) % 2:
-        raise malformed("Unterminated string", int(quotes[-1]))
+    count = np.count_nonzero(is_quote)
+    if count % 2:
+        raise malformed("Unterminated string", int(np.flatnonzero(is_quote)[-1]))
     plain = text.copy()
-    if len(quotes) > _MANY_QUOTES:
+    if count > _MANY_QUOTES:
         is_string = np.bitwise_xor.accumulate(is_quote.view(np.uint8)).view(np.bool_)
         np.copyto(plain, np.uint8(_QUOTE), where=is_string)
         return plain
+    quotes = np.flatnonzero(is_quote)
     for begin, end in quotes.reshape(-1, 2).tolist():
         plain[begin:end] = _QUOTE
     return plain
