@@ -75,14 +75,14 @@ class Outline(NamedTuple):
         """Where these bytes of the outline stand in the text."""
         found: list[int] = []
         outlined, begin, end = 0, 0, 0
-        inside: list[int] = []
+        inside: Positions = np.empty(0, np.intp)
         for at in ascending:
             if at - outlined >= len(inside) and end < len(self.text.text):
                 part = bisect_right(self.parts, (at, len(self.text.text))) - 1
                 outlined, begin = self.parts[part]
                 end = self.parts[part + 1][1] if part + 1 < len(self.parts) else len(self.text.text)
-                inside = np.flatnonzero(_is_outlined(self.text.signs[begin:end])).tolist()
-            found.append(begin + inside[at - outlined] if at - outlined < len(inside) else end)
+                inside = np.flatnonzero(_is_outlined(self.text.signs[begin:end]))
+            found.append(begin + int(inside[at - outlined]) if at - outlined < len(inside) else end)
         return found
 
 
