@@ -26,7 +26,9 @@ from service.logs import log
 from service.transport.cycle import DirectCycle
 
 # What is received at once, and then computed while it is in the core's own cache.
-_PIECE_BYTES = 256 * 1024
+_PIECE_BYTES = 512 * 1024
+# How much is to be there before a thread that waits is woken, so that it is not for every packet.
+_WORTH_WAKING_BYTES = 256 * 1024
 # What one connection moves before others have their turn.
 _TURN_BYTES = 16 * 2**20
 # Less than this in a turn is no flow.
@@ -81,7 +83,7 @@ class Road:
             return None
 
     def wait_to_receive(self, least_bytes: int) -> bool:
-        """Wait until about so much is there, for a little while: a thread is not woken for every packet."""
+        """Wait until about so much is there, for a little while."""
         self.wake_for(least_bytes)
         return self._wait(select.POLLIN)
 
@@ -183,7 +185,7 @@ class Haul:
             if nbytes is None:
                 if not self._may_wait():
                     return self._yield(moved_bytes)
-                if not self._road.wait_to_receive(min(_PIECE_BYTES, cycle.remaining_bytes)):
+                if not self._road.wait_to_receive(min(_WORTH_WAKING_BYTES, cycle.remaining_bytes)):
                     return End.STALLED
                 continue
             if not nbytes:
