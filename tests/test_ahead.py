@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import msgpack
 import pytest
 import torch
-from examples import DTYPES, ELEMENTWISE, interesting
+from examples import DTYPES, ELEMENTWISE, assert_same_bits, interesting
 from torch import Tensor
 
 from service.ahead import NEVER, planned
@@ -87,6 +87,11 @@ def seen(answer: Answer) -> tuple[int, str, int, bytes]:
     return answer.status, answer.media_type, answer.length, b"".join(answer.pieces)
 
 
+def elements_of(answer: Answer, like: Tensor) -> Tensor:
+    """The elements with which an answer ends."""
+    return torch.frombuffer(bytearray(b"".join(answer.pieces)[-like.nbytes :]), dtype=like.dtype)
+
+
 def noise(nbytes: int) -> bytes:
     return random.Random(0).randbytes(64) * (nbytes // 64) + bytes(nbytes % 64)
 
@@ -131,6 +136,30 @@ def test_values(core: Core, expression: Expression, dtype: torch.dtype, form: st
         pytest.skip("the operator does not take this dtype")
     job = alike(core, "/quantize", f"op={expression}", form, {"x": Bundle.of(wire(many(dtype)))})
     assert job.ahead is not None
+
+
+@pytest.mark.parametrize("form", ["npy", "msgpack", "safetensors"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("expression", CASES, ids=str)
+def test_values_of_a_repeated_call(core: Core, expression: Expression, dtype: torch.dtype, form: str) -> None:
+    """Also small calls are computed as they come, where a shortcut was learned from one like them."""
+    try:
+        expression.check(WIRE_DTYPES[str(dtype).removeprefix("torch.")])
+    except StequantError:
+        pytest.skip("the operator does not take this dtype")
+    x = many(dtype, 2**20)
+    first, again = (body_of({"x": Bundle.of(wire(one))}, form) for one in (x, x.flip(0)))
+    job = admitted(core, "/quantize", f"op={expression}", form, first.nbytes)
+    assert core.first_look_bytes(job.terms, first.nbytes) == NEVER
+    core.answer_at_once(job, first)
+    repeated = Job(b"again")
+    repeated.terms = job.terms
+    answer = arrive(core, repeated, again, marks_of(again.nbytes))
+    assert repeated.ahead is not None
+    alone = core.answer_at_once(admitted(core, "/quantize", f"op={expression}", form, again.nbytes), again)
+    assert seen(answer)[:3] == seen(alone)[:3]
+    assert seen(answer)[3][: -x.nbytes] == seen(alone)[3][: -x.nbytes]
+    assert_same_bits(elements_of(answer, x), elements_of(alone, x))
 
 
 @pytest.mark.parametrize("form", ["npy", "msgpack"])
