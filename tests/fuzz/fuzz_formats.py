@@ -6,8 +6,10 @@ import io
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import ml_dtypes
 import msgpack
@@ -17,7 +19,8 @@ import safetensors
 from fuzz_checks import NUMPY_DTYPES, array_of, assert_same, content, contents, unless_refused
 
 from service.errors import NotAcceptable
-from service.wire import FORMATS, Format
+from service.wire import FORMATS, Format, json_lists, json_text
+from service.wire import json as wire_json
 from service.wire.message import Message, WireTensor
 
 MAX_TENSORS = 64
@@ -111,13 +114,31 @@ def check_json(data: bytes) -> None:
     """As `json.loads` reads it, and NumPy rounds its numbers."""
     one = FORMATS["json"]
     message = _decoded(one, data, _PAIR)
-    if message is None:
+    with _every_list_is_long():
+        by_lists = _decoded(one, data, _PAIR)
+    assert (message is None) == (by_lists is None), "a short body and a long one are read differently"
+    if message is None or by_lists is None:
         return
+    assert content(message) == content(by_lists), "a long body has other values"
     library = json.loads(data.decode("utf-8"), parse_constant=_no_constant, parse_int=float)
     assert list(library) == list(message)
     for field, bundle in message.items():
         _assert_bundle(library[field], bundle.names, bundle.single, bundle.tensors, _json_array)
     _assert_round_trip(one, message, _PAIR)
+
+
+@contextmanager
+def _every_list_is_long() -> Iterator[None]:
+    """Bodies of any length are read as long ones are, in many parts, and all but the shortest lists cut out of them."""
+    with ExitStack() as changed:
+        for module, name, value in (
+            (wire_json, "_SHORT_BYTES", -1),
+            (json_lists, "_LONG", 9),
+            (json_text, "_PART_BYTES", 7),
+            (json_text, "_MANY_QUOTES", 6),
+        ):
+            changed.enter_context(patch.object(module, name, value))
+        yield
 
 
 def _no_constant(literal: str) -> float:
