@@ -87,6 +87,13 @@ def seen(answer: Answer) -> tuple[int, str, int, bytes]:
     return answer.status, answer.media_type, answer.length, b"".join(answer.pieces)
 
 
+def skip_unless_taken(expression: Expression, dtype: torch.dtype) -> None:
+    try:
+        expression.check(WIRE_DTYPES[str(dtype).removeprefix("torch.")])
+    except StequantError:
+        pytest.skip("the operator does not take this dtype")
+
+
 def elements_of(answer: Answer, like: Tensor) -> Tensor:
     """The elements with which an answer ends."""
     return torch.frombuffer(bytearray(b"".join(answer.pieces)[-like.nbytes :]), dtype=like.dtype)
@@ -130,10 +137,7 @@ def alike(core: Core, path: str, query: str, form: str, message: Message) -> Job
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("expression", CASES, ids=str)
 def test_values(core: Core, expression: Expression, dtype: torch.dtype, form: str) -> None:
-    try:
-        expression.check(WIRE_DTYPES[str(dtype).removeprefix("torch.")])
-    except StequantError:
-        pytest.skip("the operator does not take this dtype")
+    skip_unless_taken(expression, dtype)
     job = alike(core, "/quantize", f"op={expression}", form, {"x": Bundle.of(wire(many(dtype)))})
     assert job.ahead is not None
 
@@ -143,10 +147,7 @@ def test_values(core: Core, expression: Expression, dtype: torch.dtype, form: st
 @pytest.mark.parametrize("expression", CASES, ids=str)
 def test_values_of_a_repeated_call(core: Core, expression: Expression, dtype: torch.dtype, form: str) -> None:
     """Also small calls are computed as they come, where a shortcut was learned from one like them."""
-    try:
-        expression.check(WIRE_DTYPES[str(dtype).removeprefix("torch.")])
-    except StequantError:
-        pytest.skip("the operator does not take this dtype")
+    skip_unless_taken(expression, dtype)
     x = many(dtype, 2**20)
     first, again = (body_of({"x": Bundle.of(wire(one))}, form) for one in (x, x.flip(0)))
     job = admitted(core, "/quantize", f"op={expression}", form, first.nbytes)

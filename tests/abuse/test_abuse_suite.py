@@ -20,9 +20,9 @@ from server_process import ServerProcess, eventually, serving
 
 MIB = 2**20
 MAX_BODY_BYTES = 256 * MIB
-# An idle machine stays below 0.1 s, or little above it for 4 MiB of JSON whose fault shows at its end.
+# An idle machine stays below 0.1 s, or 0.2 s for 4 MiB of JSON whose fault shows at its end.
 MOST_WALL_S = 5.0
-# Processor time hardly grows on a busy machine: 0.11 s was the most of a refusal on an idle one.
+# Processor time hardly grows on a busy machine: 0.18 s was the most of a refusal on an idle one.
 MOST_CPU_S = 0.5
 
 

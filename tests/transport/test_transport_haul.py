@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from http_bodies import MSGPACK, encode, npy
 from server_process import ServerProcess, Wire, eventually, get, post, serving
+from tls_server import TlsWire, authority, tls_serving
 
 MIB = 2**20
 HAULED_BYTES = 384 * 1024
@@ -261,10 +263,32 @@ def test_descriptors_are_given_back(server: ServerProcess) -> None:
     eventually(lambda: descriptors() <= before, "connections are closed with all they had")
 
 
-def test_a_unix_socket_is_hauled_too(tmp_path: object) -> None:
+def test_a_unix_socket_is_hauled_too(tmp_path: Path) -> None:
     with serving("--uds", f"{tmp_path}/socket") as server, hauled(server), Wire(server) as wire:
         for _ in range(3):
             assert wire.ask(post(npy(X), CHAIN)).body == quantized(X)
+
+
+def test_what_is_encrypted_is_left_to_the_loop(tmp_path: Path) -> None:
+    """A thread would take ciphertext for elements."""
+    who = authority(tmp_path)
+    with tls_serving(who) as server:
+
+        def calls(number: int) -> None:
+            x = torch.linspace(-number - 1, number + 2, MIB)
+            request, expected = (
+                post(npy(x), "op=clamp_by_linear|round"),
+                npy(((x - x.min()) / ((x.max() + 1e-5) - x.min())).round()),
+            )
+            with TlsWire(server, who.trust()) as wire:
+                for _ in range(4):
+                    assert wire.ask(request).body == expected
+                    assert wire.ask(post(npy(x), "op=round")).body == npy(x.round())
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(calls, range(4)))
+        with TlsWire(server, who.trust()) as wire:
+            assert b"stequant_hauls_total 0.0" in wire.ask(get("/metrics")).body
 
 
 def test_a_server_that_stops_answers_what_its_threads_have() -> None:
