@@ -196,6 +196,8 @@ _TOKEN = re.compile(
 # 2**63 - 1, the largest dimension, has 19 digits; longer ones never become an int.
 _MAX_DIGITS = 19
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
+# Within braces blanks and line ends are alike. Behind them, blanks that no line end follows indent a line for Python.
+_DICTIONARY = re.compile(r"[ \t]*+\{.*\}(?:(?:[ \t]*+[\r\n])++|[ \t]*+)", re.DOTALL)
 
 
 class _BadHeader(Exception):
@@ -249,6 +251,8 @@ class _Scanner:
         descr: str | None = None
         fortran: bool | None = None
         shape: tuple[int, ...] | None = None
+        if not _DICTIONARY.fullmatch(self.text):
+            raise _BadHeader("it is not a dictionary in braces, followed by blanks or by whole lines of blanks")
         self.expect("{")
         while not self.take("}"):
             key = self.string()

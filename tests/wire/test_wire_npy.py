@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 
 import ml_dtypes
@@ -216,6 +217,9 @@ def test_headers_that_numpy_reads_are_read(header: str) -> None:
         "{'descr': '<f4', 'fortran_order': False, 'shape': (3,) }}",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), } 1",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\0",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }  \n  ",
+        "\n{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n",
+        "  \n  {'descr': '<f4', 'fortran_order': False, 'shape': (3,), }\n",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), 'more': 1}",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), 'shape': (3,)}",
         "{'descr': '<f4', 'fortran_order': 0, 'shape': (3,), }",
@@ -233,6 +237,21 @@ def test_headers_that_numpy_reads_are_read(header: str) -> None:
 def test_headers_that_numpy_never_writes_are_malformed(header: str) -> None:
     with pytest.raises(MalformedBody, match="byte 0"):
         decoded(file(header))
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("text", ["{0}{{}}", "{{}}{0}", "{0}{{}}\n"])
+def test_blanks_around_the_dictionary_are_read_only_where_numpy_reads_them(text: str, version: int) -> None:
+    dictionary = "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }"
+    for blanks in map("".join, itertools.chain.from_iterable(itertools.product(" \n\t\r\f", repeat=n) for n in range(5))):
+        body = file(text.format(blanks).replace("{}", dictionary), version=version)
+        try:
+            read = only(body)
+        except MalformedBody:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy warns of what it reads as Python 2's
+            assert_is(read, np.lib.format.read_array(io.BytesIO(body)))
 
 
 @pytest.mark.parametrize(
