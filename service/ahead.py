@@ -96,12 +96,13 @@ def planned(
 
 def repeated(engine: Engine, shortcut: Shortcut, body: memoryview, received_bytes: int) -> Ahead | None:
     """The computation of a call like the one that a shortcut was learned from; None where it is another, or has not begun."""
-    start, itemsize = len(shortcut.prefix), shortcut.itemsize
+    start = shortcut.starts[-1]
     if start > received_bytes or not shortcut.fits(body):
         return None
-
-    def step(first: int, stop: int) -> None:
-        shortcut.overwrite(engine, body[start + first * itemsize : start + stop * itemsize])
-
-    elements = (body.nbytes - start) // itemsize
-    return Ahead(step, lambda: shortcut.answer_of(body), start=start, elements=elements, itemsize=itemsize)
+    return Ahead(
+        lambda first, stop: shortcut.overwrite(engine, body, first, stop),
+        lambda: shortcut.answer_of(body),
+        start=start,
+        elements=shortcut.elements,
+        itemsize=shortcut.itemsize,
+    )

@@ -294,7 +294,8 @@ class Core:
         if on_loop and self.budget.in_flight_bytes > 2 * nbytes:
             return NEVER
         if nbytes <= terms.instant_bytes:
-            return FIRST_LOOK_BYTES if terms.shortcuts else NEVER
+            known = terms.shortcuts[0] if terms.shortcuts else None
+            return NEVER if known is None or known.bind is None else known.starts[-1] + FIRST_LOOK_BYTES
         expression = terms.expression
         if not expression.elementwise or expression.tensor_names:
             return NEVER

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import prometheus_client
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -34,14 +34,66 @@ class Stages(NamedTuple):
 class Histogram(prometheus_client.Histogram):
     """A histogram that takes many observations at once, for the price of a few."""
 
-    def observe_all(self, values: Sequence[float]) -> None:
+    def observe_all(self, values: Sequence[float] | npt.NDArray[np.float64]) -> None:
         """Observe every value. `observe` takes a lock or two for each, a microsecond and more."""
-        counts: dict[int, int] = defaultdict(int)
-        for value in values:
-            counts[bisect_left(self._upper_bounds, value)] += 1
-        for bucket, count in counts.items():
-            self._buckets[bucket].inc(count)
-        self._sum.inc(sum(values))
+        counts = np.bincount(np.searchsorted(self._upper_bounds, values))
+        for bucket in counts.nonzero()[0]:
+            self._buckets[bucket].inc(int(counts[bucket]))
+        self._sum.inc(float(np.sum(values)))
+
+
+class Children(NamedTuple):
+    """The counters and histograms of exchanges with the same labels; those of stages show only where there were any."""
+
+    counters: tuple[Counter, ...]
+    received_bytes: Counter
+    sent_bytes: Counter
+    seconds: Histogram
+    stages: Callable[[], tuple[Histogram, ...]]
+
+
+class Tally:
+    """What was counted of exchanges with the same labels: at once in lists, in the metrics when there are many or someone looks.
+
+    Four counters take a lock and a lookup each, together a tenth of a small call. Counting is done
+    on the event loop only.
+    """
+
+    __slots__ = ("_children", "_received_bytes", "_seconds", "_sent_bytes", "_stages")
+
+    def __init__(self, children: Children) -> None:
+        self._children = children
+        self._clear()
+
+    def add(self, received_bytes: int, sent_bytes: int, seconds: float, stages: tuple[float, float, float, float] | None) -> None:
+        """Count one exchange; the seconds of its `Stages` where it had any."""
+        self._received_bytes += received_bytes
+        self._sent_bytes += sent_bytes
+        self._seconds.append(seconds)
+        if stages is not None:
+            self._stages.append(stages)
+        if len(self._seconds) >= _MOST_PENDING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring what was counted into the metrics."""
+        if not self._seconds:
+            return
+        children = self._children
+        for counter in children.counters:
+            counter.inc(len(self._seconds))
+        children.received_bytes.inc(self._received_bytes)
+        children.sent_bytes.inc(self._sent_bytes)
+        children.seconds.observe_all(self._seconds)
+        if self._stages:
+            for histogram, seconds in zip(children.stages(), np.array(self._stages).T, strict=True):
+                histogram.observe_all(seconds)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._received_bytes = self._sent_bytes = 0
+        self._seconds: list[float] = []
+        self._stages: list[tuple[float, float, float, float]] = []
 
 
 class Follower:
@@ -123,7 +175,7 @@ class Metrics:
         )
         self.coalesced_calls = self._follower("coalesced_calls", "Calls computed together with others that waited at the same time")
         self.dropped_lines = self._follower("log_lines_dropped", "Lines of the log that could not be written at once")
-        self._pending: list[Exchange] = []
+        self._tallies: dict[tuple[str, str, str, int, str], Tally] = {}
 
     def _gauge(self, name: str, description: str, labels: Sequence[str] = ()) -> Gauge:
         """A gauge whose values in several workers add up."""
@@ -133,14 +185,26 @@ class Metrics:
         return Follower(Counter(f"stequant_{name}", description, registry=self.registry))
 
     def count(self, exchange: Exchange) -> None:
-        """Count one exchange: at once in a list, in the metrics when there are many or someone looks.
+        """Count one exchange."""
+        self.tally(exchange).add(exchange.received_bytes, exchange.sent_bytes, exchange.duration_s, exchange.stages)
 
-        Four counters take a lock and a lookup each, together a tenth of a small call. Counting is done
-        on the event loop only.
-        """
-        self._pending.append(exchange)
-        if len(self._pending) >= _MOST_PENDING:
-            self.flush()
+    def tally(self, exchange: Exchange) -> Tally:
+        """Where exchanges with the labels of this one are counted."""
+        labels = (exchange.route, exchange.operator, exchange.format, exchange.status, exchange.code)
+        tally = self._tallies.get(labels)
+        if tally is None:
+            tally = self._tallies[labels] = Tally(self._children(*labels))
+        return tally
+
+    def _children(self, route: str, operator: str, format_name: str, status: int, code: str) -> Children:
+        counted = self._requests.labels(route, operator, format_name, str(status))
+        return Children(
+            (counted, self._errors.labels(code)) if code else (counted,),
+            self._received.labels(route),
+            self._sent.labels(route),
+            self._seconds.labels(route),
+            lambda: tuple(self._stages.labels(route, stage) for stage in Stages._fields),
+        )
 
     def cut(self, reason: str) -> None:
         """Count a connection that the server ended."""
@@ -148,20 +212,8 @@ class Metrics:
 
     def flush(self) -> None:
         """Bring what was counted into the metrics. Several workers do so now and then, for each other's sake."""
-        alike: dict[tuple[str, ...], list[Exchange]] = defaultdict(list)
-        for exchange in self._pending:
-            alike[exchange.route, exchange.operator, exchange.format, str(exchange.status), exchange.code].append(exchange)
-        self._pending.clear()
-        for (route, operator, format_name, status, code), exchanges in alike.items():
-            self._requests.labels(route, operator, format_name, status).inc(len(exchanges))
-            if code:
-                self._errors.labels(code).inc(len(exchanges))
-            self._received.labels(route).inc(sum(exchange.received_bytes for exchange in exchanges))
-            self._sent.labels(route).inc(sum(exchange.sent_bytes for exchange in exchanges))
-            self._seconds.labels(route).observe_all([exchange.duration_s for exchange in exchanges])
-            stages = [exchange.stages for exchange in exchanges if exchange.stages is not None]
-            for stage, seconds in zip(Stages._fields, zip(*stages, strict=True), strict=False):
-                self._stages.labels(route, stage).observe_all(seconds)
+        for tally in self._tallies.values():
+            tally.flush()
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format; summed over the workers where there are several."""

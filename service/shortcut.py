@@ -8,7 +8,8 @@ does it in a third of the time. A body that is still on its way can be overwritt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,33 +22,56 @@ from service.device.devices import Device
 from service.device.engine import Engine
 from service.dtypes import DType
 from service.ops import Expression, vectors
+from service.wire.message import WireTensor
 
-# Overwrites elements, of which a body holds some or all, with those of the answer.
-Overwrite = Callable[[Engine, memoryview], None]
+# Overwrites elements with those of the answer, where they lie.
+Overwrite = Callable[[], object]
+# What overwrites the elements of the last of these operands, of which they are some or all.
+Bind = Callable[[Engine, Sequence[memoryview]], Overwrite]
 
 
 class Shortcut(NamedTuple):
-    """How to answer a body that begins with `prefix` and has `length` bytes; the rest are elements of `itemsize` bytes."""
+    """How to answer a body of `length` bytes that is like an earlier one in all but the elements of its operands.
+
+    `constants` are the bytes around those, and where each lies. Every operand begins at one of the `starts`, and has as many
+    elements of `itemsize` bytes. Those of the last one end the body; overwritten, they end the answer, behind `answer_prefix`.
+    `bind` is None where the answer has them as they came.
+    """
 
     length: int
-    prefix: bytes
+    constants: tuple[tuple[int, bytes], ...]
+    starts: tuple[int, ...]
     itemsize: int
-    overwrite: Overwrite
+    bind: Bind | None
     answer_prefix: bytes
     media_type: str
 
+    @property
+    def elements(self) -> int:
+        """How many each operand has."""
+        return (self.length - self.starts[-1]) // self.itemsize
+
     def fits(self, body: memoryview) -> bool:
         """Whether this body is like the one the shortcut was learned from."""
-        return body.nbytes == self.length and body[: len(self.prefix)].tobytes() == self.prefix
+        return body.nbytes == self.length and all(body[at : at + len(same)].tobytes() == same for at, same in self.constants)
+
+    def overwrite(self, engine: Engine, body: memoryview, first: int, stop: int) -> None:
+        """Compute these elements of a body that fits, aligned like all memory of `device.buffers`."""
+        if self.bind is not None:
+            self.bind(engine, self.parts(body, first, stop))()
+
+    def parts(self, body: memoryview, first: int, stop: int) -> list[memoryview]:
+        """These elements of each operand."""
+        return [body[start + first * self.itemsize : start + stop * self.itemsize] for start in self.starts]
 
     def answer(self, engine: Engine, body: memoryview) -> Answer:
-        """What the long way would answer, bit for bit. `body` is aligned like all memory of `device.buffers`."""
-        self.overwrite(engine, body[len(self.prefix) :])
+        """What the long way would answer, bit for bit."""
+        self.overwrite(engine, body, 0, self.elements)
         return self.answer_of(body)
 
     def answer_of(self, body: memoryview) -> Answer:
         """The answer that lies in a body, all of whose elements were overwritten."""
-        elements = body[len(self.prefix) :]
+        elements = body[self.starts[-1] :]
         return Answer(200, self.media_type, (self.answer_prefix, elements), len(self.answer_prefix) + elements.nbytes)
 
 
@@ -55,25 +79,74 @@ def learn(call: Call, body: memoryview, answer: Answer, device: Device) -> Short
     """The shortcut for calls like this one; None where there is none.
 
     There is one for elementwise expressions without tensor parameters over a single tensor whose data
-    ends the body, was computed in place and ends the answer.
+    ends the body, was computed in place and ends the answer; beside it, a gradient has `x`.
     """
-    if call.kind != "quantize" or call.tensors or not call.expression.elementwise or len(answer.pieces) != 2:
+    if call.tensors or not call.expression.elementwise or not call.operand.single or len(answer.pieces) != 2:
         return None
-    assert call.x is not None
-    data = call.x.tensors[0].data
-    if not call.x.single or not data.nbytes or answer.pieces[1] is not data or memory.end_of(data) != memory.end_of(body):
+    operands = _in_order_of_memory(call)
+    last = operands[-1]
+    if not last.data.nbytes or answer.pieces[1] is not last.data:
         return None
-    prefix = body[: body.nbytes - data.nbytes].tobytes()
-    dtype = call.x.tensors[0].dtype
-    overwrite = _overwrite(call.expression, dtype, device)
-    return Shortcut(body.nbytes, prefix, dtype.itemsize, overwrite, bytes(answer.pieces[0]), answer.media_type)
+    starts = tuple(_start_in(body, operand) for operand in operands)
+    if starts[-1] != body.nbytes - last.data.nbytes or starts[0] < 0:
+        return None
+    bind = _binding(call, last.dtype, device)
+    if bind is None and not _is_as_it_came(call):
+        return None
+    nbytes = last.data.nbytes
+    constants = tuple(_around(body, starts, nbytes))
+    return Shortcut(body.nbytes, constants, starts, last.dtype.itemsize, bind, bytes(answer.pieces[0]), answer.media_type)
 
 
-def _overwrite(expression: Expression, dtype: DType, device: Device) -> Overwrite:
-    """What computes the values of an elementwise expression where its operands lie."""
+def _in_order_of_memory(call: Call) -> list[WireTensor]:
+    operands = [bundle.tensors[0] for bundle in (call.x, call.grad_output) if bundle is not None]
+    return sorted(operands, key=lambda operand: memory.end_of(operand.data)) if operands[0].data.nbytes else operands
+
+
+def _start_in(body: memoryview, operand: WireTensor) -> int:
+    """Where in the body an operand begins; one that was copied, as it came in another byte order, begins elsewhere."""
+    return body.nbytes - (memory.end_of(body) - memory.end_of(operand.data)) - operand.data.nbytes
+
+
+def _around(body: memoryview, starts: Sequence[int], nbytes: int) -> Iterator[tuple[int, bytes]]:
+    """What lies before each operand, and where."""
+    at = 0
+    for start in starts:
+        yield at, body[at:start].tobytes()
+        at = start + nbytes
+
+
+def _is_as_it_came(call: Call) -> bool:
+    return call.kind == "grad" and call.expression.backward_is_identity
+
+
+def _binding(call: Call, dtype: DType, device: Device) -> Bind | None:
+    """What computes the values or the gradients of an elementwise expression where its operands lie."""
+    if call.kind == "quantize":
+        return _quantizing(call.expression, dtype, device)
+    if _is_as_it_came(call) or not device.computes_in_place:
+        return None
+    return _differentiating(call, dtype)
+
+
+def _quantizing(expression: Expression, dtype: DType, device: Device) -> Bind:
     kernel = vectors.kernel(expression, dtype.name) if device.computes_in_place else None
     if kernel is not None:
         array_dtype = np.dtype(dtype.name)
-        return lambda _, elements: kernel(np.frombuffer(elements, array_dtype))
+        return lambda _, operands: partial(kernel, np.frombuffer(operands[0], array_dtype))
     torch_dtype = memory.TORCH_DTYPES[dtype.name]
-    return lambda engine, elements: engine.run_in_place(expression, torch.frombuffer(elements, dtype=torch_dtype))
+    return lambda engine, operands: partial(engine.run_in_place, expression, torch.frombuffer(operands[0], dtype=torch_dtype))
+
+
+def _differentiating(call: Call, dtype: DType) -> Bind | None:
+    """`x` and `grad_output`, in this order: the gradients take the place of the latter."""
+    expression, torch_dtype = call.expression, memory.TORCH_DTYPES[dtype.name]
+    if call.x is None or not expression.backward_reads_x:
+        return None
+
+    def bind(engine: Engine, operands: Sequence[memoryview]) -> Overwrite:
+        x = WireTensor(dtype, (operands[0].nbytes // dtype.itemsize,), operands[0])
+        grad_output = torch.frombuffer(operands[1], dtype=torch_dtype)
+        return lambda: engine.differentiate_in_place(expression, memory.shared_flat(x)[0], grad_output)
+
+    return bind

@@ -139,6 +139,11 @@ class Engine:
                 self._end_copies(error)
                 raise
 
+    def differentiate_in_place(self, expression: Expression, x: Tensor, grad_output: Tensor) -> None:
+        """Overwrite 1-d host elements with the gradients of `expression` at `x`; where the device computes in place."""
+        with self._health:
+            tiles.backward(self.device, expression, x, grad_output)
+
     # Wherever work can fail, no frame that is below it may keep its outcome: see `settle`.
 
     def _begun(self, work: Callable[[], Result]) -> Future[Result]:
