@@ -33,6 +33,16 @@ class Budget:
             )
         self.in_flight_bytes += nbytes
 
+    def passes(self, nbytes: int) -> bool:
+        """Whether `nbytes` fit beside what is in flight, for a call that is answered before anything else happens.
+
+        If so they are counted, as if they had been reserved and released.
+        """
+        fit = self.in_flight_bytes + nbytes <= self.limit_bytes
+        if fit:
+            self._released_bytes += nbytes
+        return fit
+
     def release(self, nbytes: int) -> None:
         """Give `nbytes` back."""
         self.in_flight_bytes -= nbytes

@@ -250,6 +250,10 @@ class Core:
         self.budget.reserve(nbytes)
         job.reserved_bytes += nbytes
 
+    def passes(self, nbytes: int) -> bool:
+        """Whether a call of `nbytes` is welcome that is answered before anything else happens; then it is counted as in flight."""
+        return self.ready and self.budget.passes(nbytes)
+
     def is_small(self, terms: Admitted, nbytes: int) -> bool:
         """Whether the event loop may do the work itself."""
         return nbytes <= terms.instant_bytes and self.engine.device.small_calls_are_instant
@@ -262,10 +266,8 @@ class Core:
             if job.began > job.deadline:
                 raise too_late(terms)
             return self._computed(terms, body) if job.ahead is None else self._computed_ahead(job, job.ahead)
-        except StequantError as error:
-            return problem(error)
         except Exception as error:
-            return problem(unexpected(error, f"a call of {terms.expression}"))
+            return failed(error, terms)
         finally:
             job.ended = time.perf_counter()
 
@@ -419,8 +421,8 @@ class Core:
         self.publish()
         return self.metrics.exposition()
 
-    def done(self, head: Head, answer: Answer, job: Job, received_bytes: int) -> None:
-        """Count and log an answered request of a hot path, and release what it had reserved."""
+    def done(self, head: Head, answer: Answer, job: Job, received_bytes: int) -> Exchange:
+        """Count and log an answered request of a hot path, and release what it had reserved; what was counted."""
         self.budget.release(job.reserved_bytes)
         job.reserved_bytes = 0
         if answer.code == OutOfMemory.code:
@@ -448,6 +450,7 @@ class Core:
             exchange = self.spans.traced(head, exchange)
         self.metrics.count(exchange)
         log_exchange(exchange)
+        return exchange
 
 
 def instant_bytes(kind: Kind, expression: Expression, output: Output, formats: tuple[wire.Format, ...]) -> float:
@@ -483,6 +486,13 @@ def unexpected(error: Exception, what: str) -> StequantError:
         return no_memory("this call")
     log.exception("%s failed", what)
     return StequantError("the call failed inside the server; its log has the details")
+
+
+def failed(error: Exception, terms: Terms) -> Answer:
+    """The answer to a call that could not be computed, within the `except` clause of the error."""
+    if isinstance(error, StequantError):
+        return problem(error)
+    return problem(unexpected(error, f"a call of {terms.expression}"))
 
 
 def check_is_post(head: Head) -> None:

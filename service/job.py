@@ -46,7 +46,7 @@ class Job:
 
     def timing(self) -> bytes:
         """The value of `Server-Timing`, in milliseconds: the stages that took any time."""
-        compute = b"compute;dur=%.3f" % ((self.ended - self.began) * 1e3)
+        compute = compute_timing(self.ended - self.began)
         if self.received == self.started:
             return compute  # the body came with its head
         return b"read;dur=%.3f, queue;dur=%.3f, %b" % (
@@ -54,6 +54,11 @@ class Job:
             (self.began - self.received) * 1e3,
             compute,
         )
+
+
+def compute_timing(seconds: float) -> bytes:
+    """`Server-Timing` of a call whose body came with its head."""
+    return b"compute;dur=%.3f" % (seconds * 1e3)
 
 
 class Identities:

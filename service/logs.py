@@ -49,9 +49,14 @@ def dropped_lines() -> int:
     return sum(handler.dropped_lines for handler in log.handlers if isinstance(handler, LineHandler))
 
 
+def is_heard() -> bool:
+    """Whether anyone listens to exchanges."""
+    return access.isEnabledFor(logging.INFO)
+
+
 def log_exchange(exchange: Exchange) -> None:
     """Log one exchange, if anyone listens."""
-    if access.isEnabledFor(logging.INFO):
+    if is_heard():
         access.info("", extra={"exchange": exchange})
 
 

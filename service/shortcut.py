@@ -58,10 +58,13 @@ class Shortcut(NamedTuple):
     def overwrite(self, engine: Engine, body: memoryview, first: int, stop: int) -> None:
         """Compute these elements of a body that fits, aligned like all memory of `device.buffers`."""
         if self.bind is not None:
-            self.bind(engine, self.parts(body, first, stop))()
+            self.bind(engine, self._parts(body, first, stop))()
 
-    def parts(self, body: memoryview, first: int, stop: int) -> list[memoryview]:
-        """These elements of each operand."""
+    def bound(self, engine: Engine, body: memoryview) -> Overwrite:
+        """What computes all elements of a body that lies there, and fits, whenever it is called."""
+        return _nothing if self.bind is None else self.bind(engine, self._parts(body, 0, self.elements))
+
+    def _parts(self, body: memoryview, first: int, stop: int) -> list[memoryview]:
         return [body[start + first * self.itemsize : start + stop * self.itemsize] for start in self.starts]
 
     def answer(self, engine: Engine, body: memoryview) -> Answer:
@@ -96,6 +99,10 @@ def learn(call: Call, body: memoryview, answer: Answer, device: Device) -> Short
     nbytes = last.data.nbytes
     constants = tuple(_around(body, starts, nbytes))
     return Shortcut(body.nbytes, constants, starts, last.dtype.itemsize, bind, bytes(answer.pieces[0]), answer.media_type)
+
+
+def _nothing() -> None:
+    """Overwrite nothing."""
 
 
 def _in_order_of_memory(call: Call) -> list[WireTensor]:

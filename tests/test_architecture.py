@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "sink": set(),
     "logs": {"metrics", "sink"},
     "device": {"errors", "dtypes", "ops", "wire", "call"},
-    "shortcut": {"answer", "call", "device", "dtypes", "ops"},
+    "shortcut": {"answer", "call", "device", "dtypes", "ops", "wire"},
     "core": {
         "ahead",
         "answer",
@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         "wire",
     },
     "asgi": {"answer", "core", "device", "errors", "head", "job", "logs", "metrics"},
-    "transport": {"ahead", "answer", "core", "device", "errors", "head", "job", "logs"},
+    "transport": {"ahead", "answer", "core", "device", "errors", "head", "job", "logs", "metrics", "shortcut"},
     "openapi": {"answer", "call", "dtypes", "errors", "ops", "settings", "wire"},
     "page": set(),
     "routes": {"answer", "asgi", "core", "dtypes", "errors", "metrics", "ops", "page"},

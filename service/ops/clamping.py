@@ -73,7 +73,7 @@ class Clamp(Operator):
 
     def vectorized(self, dtype: np.dtype[Any]) -> Callable[[npt.NDArray[Any]], object]:
         """`min(max(x, min_value), max_value)`."""
-        low, high = dtype.type(self.min_value), dtype.type(self.max_value)
+        low, high = np.array(self.min_value, dtype), np.array(self.max_value, dtype)
         return lambda x: x.clip(low, high, x)
 
     def backward(

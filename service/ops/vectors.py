@@ -11,6 +11,7 @@ to tell any two implementations apart. (NumPy's `clip`, for one, keeps a -0.0 th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import Context
 from functools import lru_cache
 from typing import Any
 
@@ -43,14 +44,39 @@ def kernel(expression: Expression, dtype_name: str) -> Kernel | None:
 
     tile_elements = _TILE_BYTES // dtype.itemsize
 
+    def pass_over(x: Array) -> None:
+        if x.size <= tile_elements:
+            for step in steps:
+                step(x)  # type: ignore[misc]
+            return
+        for start in range(0, x.size, tile_elements):
+            pass_over(x[start : start + tile_elements])
+
     def run(x: Array) -> None:
-        with np.errstate(all="ignore"):
-            for start in range(0, x.size, tile_elements):
-                tile = x[start : start + tile_elements]
-                for step in steps:
-                    step(tile)  # type: ignore[misc]
+        quietly(pass_over, x)
 
     return run if _gives_the_bits_of(expression, run, dtype) else None
+
+
+def _quietly() -> Callable[[Kernel, Array], None]:
+    """How to run a kernel to which overflow and NaN are no news.
+
+    Since NumPy 2 its error state belongs to the context, and a copy of a quiet one costs 0.1 µs; `np.errstate` takes 0.9,
+    a quarter of the work on 4 KiB.
+    """
+    if np.lib.NumpyVersion(np.__version__) < "2.0.0":
+
+        def quietly(kernel: Kernel, x: Array) -> None:
+            with np.errstate(all="ignore"):
+                kernel(x)
+
+        return quietly
+    quiet = Context()
+    quiet.run(np.seterr, all="ignore")
+    return lambda kernel, x: quiet.copy().run(kernel, x)
+
+
+quietly = _quietly()
 
 
 def _gives_the_bits_of(expression: Expression, run: Kernel, dtype: np.dtype[Any]) -> bool:

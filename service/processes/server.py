@@ -27,7 +27,7 @@ from service.processes.tls import make_context, renew_certificate
 from service.settings import Settings
 from service.tracing.export import exported
 from service.transport import Connection, EncryptedConnection
-from service.transport.heads import KnownHeads
+from service.transport.shared import forget_heads
 
 _GC_THRESHOLD = 50_000
 # How often a server that stops looks after connections that were accepted only just before.
@@ -126,7 +126,7 @@ class _Server(uvicorn.Server):
             try:
                 self._core.keys.reload()
                 # Heads that came before are not checked again, and a key stands in them.
-                self.lifespan.state.setdefault("heads", KnownHeads()).forget()
+                forget_heads(self.lifespan.state)
                 log.info("the keys of %s were read again: %d", settings.api_keys_file, len(self._core.keys))
             except (OSError, ValueError) as error:
                 log.error("%s; the keys that were read before stay in force", error)

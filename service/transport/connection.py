@@ -16,36 +16,36 @@ import asyncio
 import enum
 import fcntl
 import math
+import os
 import sys
 import termios
-from collections import Counter
-from functools import lru_cache
-from typing import Any
+import time
+from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.answer import CALLER_GONE, Answer, problem
-from service.core import Core, late
+from service.core import Core, Terms, failed, late
 from service.device.buffers import ALIGNMENT, no_memory
-from service.device.lanes import Lanes
 from service.errors import BadFraming, HeadersTooLarge, OutOfMemory, Overloaded, RequestTimeout, StequantError, UriTooLong
 from service.head import Head, header_lines
 from service.job import Job, given_id
-from service.transport import haul
+from service.metrics import Exchange
+from service.transport.answer_head import answer_head, fixed_lines
 from service.transport.cycle import DirectCycle
 from service.transport.haul import End, Haul, Ready, Road
-from service.transport.heads import HEAD_END, Known, KnownHeads
+from service.transport.heads import HEAD_END, Known
 from service.transport.nearby import shorten_if_near
-from service.transport.reaper import NEVER, Reaper
+from service.transport.reaper import NEVER
+from service.transport.repeat import Repeat
+from service.transport.scratch import MARGIN
+from service.transport.shared import shared
 
-# What is received at once while no body is awaited. One for all connections of a loop: it is filled and
-# emptied within one callback. A small body that came whole with its head is worked on where it lies.
-_SCRATCH_BYTES = bytearray(256 * 1024)
-_SCRATCH = memoryview(_SCRATCH_BYTES)
-_BORROWED_BYTES = 128 * 1024
+# Up to here a body that came whole with its head is worked on in the scratch buffer, where it lies.
+_BORROWED_BYTES = 192 * 1024
 # A refused request with at most this much of its body to come keeps its connection: skipping is cheaper than connecting.
 _SKIP_BYTES = 2**20
 # Below this size, on average, joining the pieces for one write is cheaper than writing each.
@@ -107,7 +107,12 @@ class _Http(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.core: Core = app_state["core"]
         self.settings = self.core.settings
-        self.reaper: Reaper = app_state.setdefault("reaper", Reaper(self.loop))
+        common = shared(app_state, self.loop)
+        self.reaper = common.reaper
+        self.heads = common.heads
+        self.scratch = common.scratch
+        self.threads = common.threads
+        self.addresses = common.addresses
         self.phase = Phase.NEW
         self.deadline = NEVER
         self.body_deadline = NEVER
@@ -119,17 +124,16 @@ class _Http(HttpToolsProtocol):
         self.in_body = False
         self.burst_bytes = 0
         self.is_last = False
-        self.heads: KnownHeads = app_state.setdefault("heads", KnownHeads())
         # Whether the parser is within a request; a known head counts only where a request can begin.
         self.in_message = False
         # Where in the scratch buffer is received, so that the body of a request like the last one lies aligned; and how much.
-        self.scratch_start = 0
-        self.scratch_bytes = len(_SCRATCH)
-        self.threads: Lanes = app_state.setdefault("threads", haul.threads())
+        self.scratch_start = MARGIN
+        self.scratch_stop = len(self.scratch.view)
+        # The socket, where answers can be written to it without the transport: not where that encrypts them.
+        self.descriptor: int | None = None
         self.road: Road | None = None
         self.default_headers: list[tuple[bytes, bytes]] = []
         self.default_lines = b""
-        self.addresses: Counter[str] = app_state.setdefault("addresses", Counter())
 
     # The loop -----------------------------------------------------------------------------------------
 
@@ -138,7 +142,10 @@ class _Http(HttpToolsProtocol):
         super().connection_made(transport)
         # With a high-water mark of 0, resume_writing says exactly when an answer has left.
         transport.set_write_buffer_limits(high=0)
-        shorten_if_near(transport.get_extra_info("socket"))
+        sock = transport.get_extra_info("socket")
+        shorten_if_near(sock)
+        if transport.get_extra_info("sslcontext") is None:
+            self.descriptor = sock.fileno()
         self.reaper.watch(self)
         self._enter(Phase.NEW, self.settings.header_timeout_s)
         self.core.metrics.connections.inc()
@@ -147,6 +154,7 @@ class _Http(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """A connection has gone: nothing on it is answered any more."""
+        self.descriptor = None
         self.reaper.forget(self)
         self.core.metrics.connections.dec()
         address = self._address()
@@ -187,9 +195,9 @@ class _Http(HttpToolsProtocol):
         """Memory for what comes next: the body's own, or the scratch buffer."""
         cycle = self.receiving
         if cycle is None:
-            return _SCRATCH[self.scratch_start : self.scratch_start + self.scratch_bytes]
+            return self.scratch.view[self.scratch_start : self.scratch_stop]
         rest = cycle.rest
-        return rest[:_BURST_BYTES] if rest is not None else _SCRATCH[: cycle.remaining_bytes]
+        return rest[:_BURST_BYTES] if rest is not None else self.scratch.view[: cycle.remaining_bytes]
 
     def buffer_updated(self, nbytes: int) -> None:
         """`nbytes` have come."""
@@ -283,20 +291,24 @@ class _Http(HttpToolsProtocol):
     def _read_scratch(self, start: int, stop: int) -> None:
         """Bytes that came while no body was awaited: mostly a head, with the beginning of its body."""
         if not self.in_message and (self.phase is Phase.IDLE or self.phase is Phase.NEW):
-            end = _SCRATCH_BYTES.find(HEAD_END, start, stop) + len(HEAD_END)
+            scratch = self.scratch
+            end = scratch.bytes.find(HEAD_END, start, stop) + len(HEAD_END)
             if end >= len(HEAD_END):
-                raw = bytes(_SCRATCH[start:end])
+                raw = bytes(scratch.view[start:end])
                 known = self.heads.get(raw)
                 if known is None:
-                    self._parse(_SCRATCH[start:end])
+                    self._parse(scratch.view[start:end])
                     self._learn(raw)
                     if end < stop:
-                        self._read_on(_SCRATCH[end:stop])
+                        self._read_on(scratch.view[end:stop])
+                    return
+                repeat = known.repeat
+                if repeat is not None and repeat.fits(end, stop) and self._answer_again(known, repeat):
                     return
                 if stop - end <= known.length:
                     self._begin_known(known, start, end, stop)
                     return
-        self._parse(_SCRATCH[start:stop])
+        self._parse(self.scratch.view[start:stop])
 
     def _learn(self, raw: bytes) -> None:
         """Remember the head that the parser has just read, if it is that of a hot request like any other."""
@@ -321,9 +333,9 @@ class _Http(HttpToolsProtocol):
 
     def _begin_known(self, known: Known, start: int, end: int, stop: int) -> None:
         """A known head stands at `start`, its body from `end` to `stop`, not always all of it."""
-        data = _SCRATCH[end:stop]
-        self.scratch_start = -(end - start + known.length) % ALIGNMENT
-        self.scratch_bytes = _HEAD_BYTES if known.length >= _HAULED_BYTES else len(_SCRATCH)
+        data = self.scratch.view[end:stop]
+        self.scratch_start = MARGIN + -(end - start + known.length) % ALIGNMENT
+        self.scratch_stop = self.scratch_start + _HEAD_BYTES if known.length >= _HAULED_BYTES else len(self.scratch.view)
         if (
             stop - end == known.length <= _BORROWED_BYTES
             and start == self.scratch_start
@@ -331,7 +343,7 @@ class _Http(HttpToolsProtocol):
             and not self.is_last
             and self.core.is_small(known.terms, known.length)
         ):
-            self._answer_at_once(known, data)
+            self._answer_at_once(known, end, stop)
             return
         cycle = self._cycle(known, Job(self.core.identities.of(known.request_id)))
         try:
@@ -347,7 +359,7 @@ class _Http(HttpToolsProtocol):
         if flows and self._is_worth_a_thread(cycle, cycle.remaining_bytes):
             self._haul(cycle)
 
-    def _answer_at_once(self, known: Known, body: memoryview) -> None:
+    def _answer_at_once(self, known: Known, start: int, stop: int) -> None:
         """Answer a small call whose body lies whole in the scratch buffer, where the next one will overwrite it.
 
         Between two callbacks of the loop nothing of such a call has to be kept, unless its answer cannot leave.
@@ -355,19 +367,78 @@ class _Http(HttpToolsProtocol):
         job = Job(self.core.identities.of(known.request_id))
         try:
             self.core.begin(job, known.terms)
-            answer = self.core.answer_at_once(job, body)
+            answer = self.core.answer_at_once(job, self.scratch.view[start:stop])
         except StequantError as error:
             answer = problem(error)
+        self._write_joined(answer, job)
+        exchange = self._left_at_once(known, answer, job)
+        if exchange is not None:
+            self._learn_repeat(known, exchange, start)
+
+    def _learn_repeat(self, known: Known, exchange: Exchange, start: int) -> None:
+        """Remember how to answer the next call if it is like this one."""
+        terms = known.terms
+        assert isinstance(terms, Terms)  # those of other protocols are never answered at once
+        if self.descriptor is None or terms.timeout_s is not None or self.core.spans is not None:
+            return
+        for shortcut in terms.shortcuts:
+            if known.repeat is None or known.repeat.shortcut is not shortcut:
+                known.repeat = Repeat(self.core, exchange, shortcut, self.scratch, start)
+
+    def _answer_again(self, known: Known, repeat: Repeat) -> bool:
+        """Answer a call like an earlier one where it lies; false where that is not possible now."""
+        core, descriptor = self.core, self.descriptor
+        if descriptor is None or self.is_last or self.transport.get_write_buffer_size() or not core.passes(known.length):
+            return False
+        began = time.perf_counter()
+        request_id = core.identities.of(known.request_id)
+        failure = None
+        try:
+            repeat.compute()
+        except Exception as error:
+            failure = failed(error, cast(Terms, known.terms))
+        ended = time.perf_counter()
+        if failure is None and self._write_now(descriptor, repeat.placed(self._default_lines(), request_id, ended - began)):
+            repeat.count(request_id, began, ended)
+            self._is_idle_again()
+            return True
+        job = Job(request_id)
+        job.started = job.received = job.began = began
+        job.ended = ended
+        core.begin(job, known.terms)
+        if failure is not None:
+            self._write_joined(failure, job)
+        self._left_at_once(known, repeat.answer if failure is None else failure, job)
+        return True
+
+    def _write_now(self, descriptor: int, data: memoryview) -> bool:
+        """Send all of it; false where the transport has to see to the rest, of which it gets a copy."""
+        try:
+            sent_bytes = os.write(descriptor, data)
+        except OSError:
+            sent_bytes = 0  # there is no room, or nobody there: the transport will find out
+        if sent_bytes == len(data):
+            return True
+        self.transport.write(bytes(data[sent_bytes:]))
+        return False
+
+    def _write_joined(self, answer: Answer, job: Job) -> None:
         self.transport.write(b"".join((self._answer_head(answer, job, keep_alive=True), *answer.pieces)))
+
+    def _is_idle_again(self) -> None:
+        self.server_state.total_requests += 1
+        self.phase = Phase.IDLE
+        self.deadline = self.reaper.now + self.settings.keep_alive_s
+
+    def _left_at_once(self, known: Known, answer: Answer, job: Job) -> Exchange | None:
+        """Go on after an answer that was written at once, which needs the scratch buffer no more; None where it has not left."""
         if self.transport.get_write_buffer_size():
             cycle = self.cycle = self._cycle(known, job)  # type: ignore[assignment]
             cycle.remaining_bytes, cycle.is_current = 0, True
             self._leave(cycle, answer)
-            return
-        self.core.done(known.head, answer, job, known.length)
-        self.server_state.total_requests += 1
-        self.phase = Phase.IDLE
-        self.deadline = self.reaper.now + self.settings.keep_alive_s
+            return None
+        self._is_idle_again()
+        return self.core.done(known.head, answer, job, known.length)
 
     def _cycle(self, known: Known, job: Job) -> DirectCycle:
         keep_alive = known.keep_alive and not self.is_last
@@ -634,13 +705,8 @@ class _Http(HttpToolsProtocol):
             self._left(cycle, answer)
 
     def _answer_head(self, answer: Answer, job: Job, *, keep_alive: bool) -> bytes:
-        return b"%b%bx-request-id: %b\r\nserver-timing: %b\r\ncontent-length: %d\r\n\r\n" % (
-            _head(answer.status, answer.media_type, answer.headers, keep_alive),
-            self._default_lines(),
-            job.request_id,
-            job.timing(),
-            answer.length,
-        )
+        fixed = fixed_lines(answer.status, answer.media_type, answer.headers, keep_alive=keep_alive)
+        return answer_head(fixed, self._default_lines(), job.request_id, job.timing(), answer.length)
 
     def _leave(self, cycle: DirectCycle, answer: Answer) -> None:
         """Wait until the answer has left."""
@@ -886,13 +952,6 @@ def _joined(head: bytes, answer: Answer) -> bytes | None:
         return b"".join((head, *answer.pieces))
     except MemoryError:
         return None
-
-
-@lru_cache(maxsize=256)
-def _head(status: int, media_type: str, headers: tuple[tuple[bytes, bytes], ...], keep_alive: bool) -> bytes:
-    """The head of an answer, but for its date and its length."""
-    last = () if keep_alive else ((b"connection", b"close"),)
-    return STATUS_LINE[status] + header_lines(((b"content-type", media_type.encode()), *headers, *last))
 
 
 def _announced_length(headers: list[tuple[bytes, bytes]]) -> int | None:

@@ -7,10 +7,11 @@ the work of a call.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from service.core import Admitted
 from service.head import Head
+from service.transport.repeat import Repeat
 
 HEAD_END = b"\r\n\r\n"
 # A head of a usual client has 150 to 500 bytes; both bounds together keep the memory under a megabyte.
@@ -18,14 +19,19 @@ _MAX_HEAD_BYTES = 2048
 _MAX_HEADS = 256
 
 
-class Known(NamedTuple):
-    """What the bytes of a head say: a hot request that was admitted, whose body has `length` bytes, at least one."""
+@dataclass(slots=True)
+class Known:
+    """What the bytes of a head say: a hot request that was admitted, whose body has `length` bytes, at least one.
+
+    `repeat` answers the next one if it is like the last one.
+    """
 
     head: Head
     terms: Admitted
     length: int
     keep_alive: bool
     request_id: bytes | None
+    repeat: Repeat | None = None
 
 
 class KnownHeads:

@@ -1,0 +1,15 @@
+"""Memory for what comes while no body is awaited: a head, mostly, with the beginning of its body or all of it."""
+
+from __future__ import annotations
+
+# Before what is received: the head of an answer may be longer than that of its request, in whose place it is put.
+MARGIN = 1024
+_BYTES = 256 * 1024
+
+
+class Scratch:
+    """One for all connections of a loop: it is filled and emptied within one callback."""
+
+    def __init__(self) -> None:
+        self.bytes = bytearray(MARGIN + _BYTES)
+        self.view = memoryview(self.bytes)
