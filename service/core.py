@@ -275,7 +275,7 @@ class Core:
         for shortcut in terms.shortcuts:
             if shortcut.fits(body):
                 return shortcut.answer(self.engine, body)
-        call = self._call(terms, body)
+        call = self._call(terms, body, self.settings.max_tensors)
         offer = self._offer(terms, body)
         if terms.output != "values":
             return _encoded(call, self.engine.condense(call), offer)
@@ -324,7 +324,8 @@ class Core:
             if known is not None:
                 return known
         offer = self._offer(terms, body)
-        call = self._call(terms, body)
+        # Calls with more tensors than operands are not computed ahead: they need not be read to the end to find that out.
+        call = self._call(terms, body, min(self.settings.max_tensors, len(fields(terms.kind, terms.output))))
         return ahead.planned(self.engine, call, body, received_bytes, lambda result: _encoded(call, result, offer))
 
     @staticmethod
@@ -334,8 +335,8 @@ class Core:
         job.received = job.began = time.perf_counter() - begun.compute_s
         return answer
 
-    def _call(self, terms: Terms, body: memoryview) -> Call:
-        message = terms.format.decode(body, fields(terms.kind, terms.output), self.settings.max_tensors)
+    def _call(self, terms: Terms, body: memoryview, max_tensors: int) -> Call:
+        message = terms.format.decode(body, fields(terms.kind, terms.output), max_tensors)
         return plan(terms.kind, terms.expression, message, terms.output)
 
     def _offer(self, terms: Terms, body: memoryview) -> wire.Choice:
@@ -386,7 +387,7 @@ class Core:
         job.began = time.perf_counter()
         if job.began > job.deadline:
             raise too_late(terms)
-        call = self._call(terms, body)
+        call = self._call(terms, body, self.settings.max_tensors)
         answer_format, media_type = self._offer(terms, body)
         answer = Answer.of(200, media_type, answer_format.encode(await self.engine.compute(call)))
         job.ended = time.perf_counter()

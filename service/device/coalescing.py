@@ -100,7 +100,7 @@ def likeness(call: Call) -> Likeness | None:
 
 
 def merge(calls: Sequence[Call]) -> Call:
-    """One call over the tensors of all of these, which are alike."""
+    """One call over the tensors of all of these, which are alike. It may only read them: where it fails, each has its own turn."""
     first = calls[0]
     return first._replace(
         x=_joined([call.x for call in calls if call.x is not None]),
@@ -122,4 +122,7 @@ def split(answer: Message, calls: Sequence[Call]) -> list[Message]:
 
 
 def _joined(bundles: Sequence[Bundle]) -> Bundle | None:
-    return Bundle(tuple(chain.from_iterable(bundle.tensors for bundle in bundles))) if bundles else None
+    if not bundles:
+        return None
+    tensors = chain.from_iterable(bundle.tensors for bundle in bundles)
+    return Bundle(tuple(tensor.like(tensor.data.toreadonly()) for tensor in tensors))

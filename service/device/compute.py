@@ -30,6 +30,10 @@ def _quantize(device: Device, call: Call) -> Message:
     results: list[WireTensor] = []
     if call.expression.elementwise and all(tensor.dim() == 0 for tensor in tensors.values()):
         for run in gathering.runs(call.x.tensors):
+            if device.computes_in_place and gathering.may_overwrite(call.x.tensors[run]):
+                gathering.overwrite((call.x.tensors[run],), lambda x: tiles.forward(device, call.expression, x, tensors))
+                results += call.x.tensors[run]
+                continue
             elements, placed = gathering.gather(device, call.x.tensors[run])
             tiles.forward(device, call.expression, elements, tensors)
             results += placed
@@ -68,12 +72,25 @@ def _elementwise_gradients(
     results: list[WireTensor] = []
     gathered: list[Tensor | None] = []
     for run in gathering.runs(grad_outputs):
+        if device.computes_in_place and gathering.may_overwrite(grad_outputs[run]):
+            _overwrite_gradients(device, expression, None if inputs is None else inputs[run], grad_outputs[run])
+            results += grad_outputs[run]
+            continue
         elements, placed = gathering.gather(device, grad_outputs[run])
         gathered.append(None if inputs is None else gathering.gather(device, inputs[run])[0])
         tiles.backward(device, expression, gathered[-1], elements)
         results += placed
     device.synchronize()
     return results
+
+
+def _overwrite_gradients(
+    device: Device, expression: Expression, inputs: Sequence[WireTensor] | None, grad_outputs: Sequence[WireTensor]
+) -> None:
+    if inputs is None:
+        gathering.overwrite((grad_outputs,), lambda grad_output: tiles.backward(device, expression, None, grad_output))
+    else:
+        gathering.overwrite((inputs, grad_outputs), lambda x, grad_output: tiles.backward(device, expression, x, grad_output))
 
 
 def _whole_gradients(device: Device, call: Call) -> tuple[list[WireTensor], dict[str, Tensor]]:

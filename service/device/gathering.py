@@ -5,9 +5,10 @@ Only for elementwise expressions, whose bits do not depend on what lies beside a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,16 @@ from service.wire.message import WireTensor
 
 # From here on a tensor's own pass costs less than copying it together with others.
 LARGE_BYTES = 256 * 1024
+# What is gathered at a time where it can be put back.
+_TILE_BYTES = 512 * 1024
+
+
+class _Tile(NamedTuple):
+    """Some tensors, and the place of each among the bytes of all of them."""
+
+    tensors: slice
+    places: list[slice]
+    nbytes: int
 
 
 def runs(tensors: Sequence[WireTensor]) -> Iterator[slice]:
@@ -31,6 +42,43 @@ def runs(tensors: Sequence[WireTensor]) -> Iterator[slice]:
         step = 1 if is_large else length
         yield from (slice(at, at + step) for at in range(start, start + length, step))
         start += length
+
+
+def may_overwrite(tensors: Sequence[WireTensor]) -> bool:
+    """Whether there are several, all in memory that can be written to."""
+    return len(tensors) > 1 and not any(tensor.data.readonly for tensor in tensors)
+
+
+def overwrite(operands: Sequence[Sequence[WireTensor]], work: Callable[..., None]) -> None:
+    """Overwrite the tensors of the last operand where they are: gathered, computed and put back while they are in cache.
+
+    All are of one dtype, and those of one place alike. `work` gets the same elements of each operand, and overwrites the last.
+    """
+    rooms = [memoryview(bytearray(_TILE_BYTES)) for _ in operands]
+    dtype = memory.TORCH_DTYPES[operands[-1][0].dtype.name]
+    for tile in _tiles([tensor.data.nbytes for tensor in operands[-1]]):
+        parts = [[tensor.data for tensor in operand[tile.tensors]] for operand in operands]
+        for room, datas in zip(rooms, parts, strict=True):
+            for place, data in zip(tile.places, datas, strict=True):
+                room[place] = data
+        if tile.nbytes:
+            work(*(torch.frombuffer(room[: tile.nbytes], dtype=dtype) for room in rooms))
+        for place, data in zip(tile.places, parts[-1], strict=True):
+            data[:] = rooms[-1][place]
+
+
+def _tiles(lengths: Sequence[int]) -> Iterator[_Tile]:
+    """Neighbours that fit into a tile together; each alone does."""
+    start = 0
+    places: list[slice] = []
+    end = 0
+    for n, length in enumerate(lengths):
+        if end + length > _TILE_BYTES:
+            yield _Tile(slice(start, n), places, end)
+            start, places, end = n, [], 0
+        places.append(slice(end, end + length))
+        end += length
+    yield _Tile(slice(start, len(lengths)), places, end)
 
 
 def gather(device: Device, tensors: Sequence[WireTensor]) -> tuple[Tensor, list[WireTensor]]:
