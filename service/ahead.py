@@ -15,7 +15,7 @@ from service.call import Call
 from service.device.arriving import PIECE_ELEMENTS
 from service.device.engine import Engine
 from service.device.memory import end_of
-from service.shortcut import Shortcut
+from service.shortcuts.one import Shortcut
 from service.wire.compact import CompactBundle
 from service.wire.message import Message
 

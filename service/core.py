@@ -41,7 +41,7 @@ from service.metrics import Exchange, Metrics, Stages
 from service.ops import Expression
 from service.ops.codes import Output, check_output
 from service.settings import Settings
-from service.shortcut import Shortcut, learn
+from service.shortcuts import Shortcuts, one
 from service.wire.compact import CompactBundle
 from service.wire.message import Message
 
@@ -66,7 +66,7 @@ class Terms(NamedTuple):
 
     `offers` are the formats for the answer, best first; bodies up to `instant_bytes` are answered on the
     event loop; `operator` is the label under which the call is counted; it has `timeout_s` seconds from its
-    head to its answer; `shortcuts` holds the one that was learned last, if any; `output` is the form of the answer.
+    head to its answer; `shortcuts` knows the last one of them; `output` is the form of the answer.
     """
 
     kind: Kind
@@ -78,7 +78,7 @@ class Terms(NamedTuple):
     instant_bytes: float
     operator: str
     timeout_s: float | None
-    shortcuts: list[Shortcut]
+    shortcuts: Shortcuts
     output: Output = "values"
 
     @property
@@ -227,7 +227,7 @@ class Core:
             small_bytes,
             operator,
             self.timeout_s(found),
-            [],
+            Shortcuts(),
             output,
         )
 
@@ -272,17 +272,15 @@ class Core:
             job.ended = time.perf_counter()
 
     def _computed(self, terms: Terms, body: memoryview) -> Answer:
-        for shortcut in terms.shortcuts:
-            if shortcut.fits(body):
-                return shortcut.answer(self.engine, body)
+        shortcut = terms.shortcuts.find(body)
+        if shortcut is not None:
+            return shortcut.answer(self.engine, body)
         call = self._call(terms, body, self.settings.max_tensors)
         offer = self._offer(terms, body)
         if terms.output != "values":
             return _encoded(call, self.engine.condense(call), offer)
         answer = _encoded(call, self.engine.run(call), offer)
-        learned = learn(call, body, answer, self.engine.device)
-        if learned is not None:
-            terms.shortcuts[:] = (learned,)
+        terms.shortcuts.learn(call, body, answer, self.engine.device)
         return answer
 
     def first_look_bytes(self, terms: Admitted, nbytes: int, *, on_loop: bool = True) -> int:
@@ -296,8 +294,10 @@ class Core:
         if on_loop and self.budget.in_flight_bytes > 2 * nbytes:
             return NEVER
         if nbytes <= terms.instant_bytes:
-            known = terms.shortcuts[0] if terms.shortcuts else None
-            return NEVER if known is None or known.bind is None else known.starts[-1] + FIRST_LOOK_BYTES
+            known = terms.shortcuts.known
+            if isinstance(known, one.Shortcut) and known.bind is not None:
+                return known.starts[-1] + FIRST_LOOK_BYTES
+            return NEVER
         expression = terms.expression
         if not expression.elementwise or expression.tensor_names:
             return NEVER
@@ -319,10 +319,11 @@ class Core:
         return NEVER if job.ahead is None else job.ahead.advance(received_bytes)
 
     def _begun(self, terms: Terms, body: memoryview, received_bytes: int) -> Ahead | None:
-        for shortcut in terms.shortcuts:
-            known = ahead.repeated(self.engine, shortcut, body, received_bytes)
-            if known is not None:
-                return known
+        known = terms.shortcuts.known
+        if isinstance(known, one.Shortcut):
+            repeated = ahead.repeated(self.engine, known, body, received_bytes)
+            if repeated is not None:
+                return repeated
         offer = self._offer(terms, body)
         # Calls with more tensors than operands are not computed ahead: they need not be read to the end to find that out.
         call = self._call(terms, body, min(self.settings.max_tensors, len(fields(terms.kind, terms.output))))

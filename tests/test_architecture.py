@@ -26,13 +26,13 @@ ALLOWED: dict[str, set[str]] = {
     "hosts": {"errors"},
     "budget": {"errors"},
     "job": set(),
-    "ahead": {"answer", "call", "device", "shortcut", "wire"},
+    "ahead": {"answer", "call", "device", "shortcuts", "wire"},
     "settings": set(),
     "metrics": set(),
     "sink": set(),
     "logs": {"metrics", "sink"},
     "device": {"errors", "dtypes", "ops", "wire", "call"},
-    "shortcut": {"answer", "call", "device", "dtypes", "ops", "wire"},
+    "shortcuts": {"answer", "call", "device", "dtypes", "ops", "wire"},
     "core": {
         "ahead",
         "answer",
@@ -48,11 +48,11 @@ ALLOWED: dict[str, set[str]] = {
         "metrics",
         "ops",
         "settings",
-        "shortcut",
+        "shortcuts",
         "wire",
     },
     "asgi": {"answer", "core", "device", "errors", "head", "job", "logs", "metrics"},
-    "transport": {"ahead", "answer", "core", "device", "errors", "head", "job", "logs", "metrics", "shortcut"},
+    "transport": {"ahead", "answer", "core", "device", "errors", "head", "job", "logs", "metrics", "shortcuts"},
     "openapi": {"answer", "call", "dtypes", "errors", "ops", "settings", "wire"},
     "page": set(),
     "routes": {"answer", "asgi", "core", "dtypes", "errors", "metrics", "ops", "page"},
@@ -69,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
 
 # Outside packages that only these parts may import, wherever in the module the import stands.
 ONLY_IN: dict[str, set[str]] = {
-    "torch": {"ops", "device", "shortcut", "quantize", "client"},
+    "torch": {"ops", "device", "shortcuts", "quantize", "client"},
     "fastapi": {"app", "asgi", "oip", "openapi", "routes"},
     "starlette": {"app", "routes"},
     "uvicorn": {"processes", "transport"},

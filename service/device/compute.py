@@ -7,12 +7,13 @@ is done once for each call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from service.call import Call
+from service.call import Call, Kind
 from service.device import gathering, memory, tiles
 from service.device.devices import Device
 from service.ops import Expression
@@ -30,8 +31,8 @@ def _quantize(device: Device, call: Call) -> Message:
     results: list[WireTensor] = []
     if call.expression.elementwise and all(tensor.dim() == 0 for tensor in tensors.values()):
         for run in gathering.runs(call.x.tensors):
-            if device.computes_in_place and gathering.may_overwrite(call.x.tensors[run]):
-                gathering.overwrite((call.x.tensors[run],), lambda x: tiles.forward(device, call.expression, x, tensors))
+            if gathering.goes_through_tiles(device, call.x.tensors[run]):
+                _overwrite(device, call, (call.x.tensors[run],), tensors)
                 results += call.x.tensors[run]
                 continue
             elements, placed = gathering.gather(device, call.x.tensors[run])
@@ -52,7 +53,7 @@ def _grad(device: Device, call: Call) -> Message:
     if call.expression.backward_is_identity:
         results: Sequence[WireTensor] = call.grad_output.tensors
     elif call.expression.elementwise and not call.tensors and _lie_alike(call):
-        results = _elementwise_gradients(device, call.expression, _inputs(call), call.grad_output.tensors)
+        results = _elementwise_gradients(device, call, _inputs(call), call.grad_output.tensors)
     else:
         results, totals = _whole_gradients(device, call)
     operand = call.operand
@@ -67,30 +68,58 @@ def _grad(device: Device, call: Call) -> Message:
 
 
 def _elementwise_gradients(
-    device: Device, expression: Expression, inputs: Sequence[WireTensor] | None, grad_outputs: Sequence[WireTensor]
+    device: Device, call: Call, inputs: Sequence[WireTensor] | None, grad_outputs: Sequence[WireTensor]
 ) -> list[WireTensor]:
     results: list[WireTensor] = []
     gathered: list[Tensor | None] = []
     for run in gathering.runs(grad_outputs):
-        if device.computes_in_place and gathering.may_overwrite(grad_outputs[run]):
-            _overwrite_gradients(device, expression, None if inputs is None else inputs[run], grad_outputs[run])
+        if gathering.goes_through_tiles(device, grad_outputs[run]):
+            _overwrite(device, call, (grad_outputs[run],) if inputs is None else (inputs[run], grad_outputs[run]))
             results += grad_outputs[run]
             continue
         elements, placed = gathering.gather(device, grad_outputs[run])
         gathered.append(None if inputs is None else gathering.gather(device, inputs[run])[0])
-        tiles.backward(device, expression, gathered[-1], elements)
+        tiles.backward(device, call.expression, gathered[-1], elements)
         results += placed
     device.synchronize()
     return results
 
 
-def _overwrite_gradients(
-    device: Device, expression: Expression, inputs: Sequence[WireTensor] | None, grad_outputs: Sequence[WireTensor]
+def _overwrite(
+    device: Device, call: Call, operands: Sequence[Sequence[WireTensor]], tensors: Mapping[str, Tensor] = MappingProxyType({})
 ) -> None:
-    if inputs is None:
-        gathering.overwrite((grad_outputs,), lambda grad_output: tiles.backward(device, expression, None, grad_output))
-    else:
-        gathering.overwrite((inputs, grad_outputs), lambda x, grad_output: tiles.backward(device, expression, x, grad_output))
+    datas = [_divided(operand) for operand in operands]
+    cut = gathering.tiles(list(map(len, datas[-1])))
+    overwrite(device, call.kind, call.expression, operands[-1][0].dtype.name, cut, datas, tensors)
+
+
+def _divided(tensors: Sequence[WireTensor]) -> list[memoryview]:
+    if max(tensor.data.nbytes for tensor in tensors) <= gathering.TILE_BYTES:
+        return [tensor.data for tensor in tensors]
+    return [tensor.data[piece] for tensor in tensors for piece in gathering.pieces(tensor.data.nbytes)]
+
+
+def overwrite(
+    device: Device,
+    kind: Kind,
+    expression: Expression,
+    dtype: str,
+    cut: Iterable[gathering.Tile],
+    operands: Sequence[Sequence[memoryview]],
+    tensors: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
+    """Overwrite the tensors of the last operand with the values of an elementwise expression, or with its gradients.
+
+    On a device that computes in place. `operands` are those that are needed; tensor parameters have one element each.
+    """
+
+    def work(*elements: Tensor) -> None:
+        if kind == "quantize":
+            tiles.forward(device, expression, elements[-1], tensors)
+        else:
+            tiles.backward(device, expression, elements[0] if len(elements) > 1 else None, elements[-1])
+
+    gathering.overwrite(memory.TORCH_DTYPES[dtype], cut, operands, work)
 
 
 def _whole_gradients(device: Device, call: Call) -> tuple[list[WireTensor], dict[str, Tensor]]:

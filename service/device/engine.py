@@ -6,7 +6,7 @@ Callers give it a `Call` and get a `Message`. When the device fails, everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
@@ -14,13 +14,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from service.call import Call
+from service.call import Call, Kind
 from service.device import coalescing, probe, tiles
 from service.device.arriving import Arriving, arriving
-from service.device.compute import compute
+from service.device.compute import compute, overwrite
 from service.device.condense import condense
 from service.device.devices import Device
 from service.device.faults import is_sticky
+from service.device.gathering import Tile
 from service.device.health import Health
 from service.device.lanes import Lanes
 from service.device.outcomes import Outcomes, deliver, settle, waiter
@@ -139,10 +140,17 @@ class Engine:
                 self._end_copies(error)
                 raise
 
-    def differentiate_in_place(self, expression: Expression, x: Tensor, grad_output: Tensor) -> None:
+    def differentiate_in_place(self, expression: Expression, x: Tensor | None, grad_output: Tensor) -> None:
         """Overwrite 1-d host elements with the gradients of `expression` at `x`; where the device computes in place."""
         with self._health:
             tiles.backward(self.device, expression, x, grad_output)
+
+    def overwrite(
+        self, kind: Kind, expression: Expression, dtype: str, cut: Iterable[Tile], operands: Sequence[Sequence[memoryview]]
+    ) -> None:
+        """Overwrite the tensors of the last operand with the answer; where the device computes in place."""
+        with self._health:
+            overwrite(self.device, kind, expression, dtype, cut, operands)
 
     # Wherever work can fail, no frame that is below it may keep its outcome: see `settle`.
 

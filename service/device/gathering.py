@@ -5,7 +5,7 @@ Only for elementwise expressions, whose bits do not depend on what lies beside a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -20,15 +20,14 @@ from service.wire.message import WireTensor
 # From here on a tensor's own pass costs less than copying it together with others.
 LARGE_BYTES = 256 * 1024
 # What is gathered at a time where it can be put back.
-_TILE_BYTES = 512 * 1024
+TILE_BYTES = 512 * 1024
 
 
-class _Tile(NamedTuple):
-    """Some tensors, and the place of each among the bytes of all of them."""
+class Tile(NamedTuple):
+    """Neighbouring tensors, and the place of each among the bytes of all of them."""
 
     tensors: slice
-    places: list[slice]
-    nbytes: int
+    places: Sequence[slice]
 
 
 def runs(tensors: Sequence[WireTensor]) -> Iterator[slice]:
@@ -44,41 +43,44 @@ def runs(tensors: Sequence[WireTensor]) -> Iterator[slice]:
         start += length
 
 
-def may_overwrite(tensors: Sequence[WireTensor]) -> bool:
-    """Whether there are several, all in memory that can be written to."""
-    return len(tensors) > 1 and not any(tensor.data.readonly for tensor in tensors)
+def goes_through_tiles(device: Device, tensors: Sequence[WireTensor]) -> bool:
+    """Whether to `overwrite` these: several, or one that kernels cannot take as it lies, in memory that can be written to."""
+    if not device.computes_in_place or any(tensor.data.readonly for tensor in tensors):
+        return False
+    return len(tensors) > 1 or (tensors[0].data.nbytes > 0 and memory.in_place(tensors[0]) is None)
 
 
-def overwrite(operands: Sequence[Sequence[WireTensor]], work: Callable[..., None]) -> None:
-    """Overwrite the tensors of the last operand where they are: gathered, computed and put back while they are in cache.
-
-    All are of one dtype, and those of one place alike. `work` gets the same elements of each operand, and overwrites the last.
-    """
-    rooms = [memoryview(bytearray(_TILE_BYTES)) for _ in operands]
-    dtype = memory.TORCH_DTYPES[operands[-1][0].dtype.name]
-    for tile in _tiles([tensor.data.nbytes for tensor in operands[-1]]):
-        parts = [[tensor.data for tensor in operand[tile.tensors]] for operand in operands]
-        for room, datas in zip(rooms, parts, strict=True):
-            for place, data in zip(tile.places, datas, strict=True):
-                room[place] = data
-        if tile.nbytes:
-            work(*(torch.frombuffer(room[: tile.nbytes], dtype=dtype) for room in rooms))
-        for place, data in zip(tile.places, parts[-1], strict=True):
-            data[:] = rooms[-1][place]
+def pieces(nbytes: int) -> list[slice]:
+    """So many bytes, divided so that each piece fits into a tile."""
+    return [slice(start, min(start + TILE_BYTES, nbytes)) for start in range(0, nbytes, TILE_BYTES)]
 
 
-def _tiles(lengths: Sequence[int]) -> Iterator[_Tile]:
-    """Neighbours that fit into a tile together; each alone does."""
-    start = 0
+def tiles(lengths: Sequence[int]) -> Iterator[Tile]:
+    """Neighbours of so many bytes, none larger than a tile, as many at a time as fit into one."""
+    start = end = 0
     places: list[slice] = []
-    end = 0
     for n, length in enumerate(lengths):
-        if end + length > _TILE_BYTES:
-            yield _Tile(slice(start, n), places, end)
-            start, places, end = n, [], 0
+        if end + length > TILE_BYTES and places:
+            yield Tile(slice(start, n), places)
+            start, end, places = n, 0, []
         places.append(slice(end, end + length))
         end += length
-    yield _Tile(slice(start, len(lengths)), places, end)
+    yield Tile(slice(start, len(lengths)), places)
+
+
+def overwrite(dtype: torch.dtype, cut: Iterable[Tile], operands: Sequence[Sequence[memoryview]], work: Callable[..., None]) -> None:
+    """Overwrite the tensors of the last operand where they are: gathered, computed and put back while they are in cache.
+
+    Tensors of one place have the same number of elements. `work` gets the same elements of each operand, and overwrites the last.
+    """
+    for tile in cut:
+        rooms = [bytearray().join(operand[tile.tensors]) for operand in operands]
+        if not rooms[-1]:
+            continue
+        work(*(torch.frombuffer(room, dtype=dtype) for room in rooms))
+        computed = memoryview(rooms[-1])
+        for data, place in zip(operands[-1][tile.tensors], tile.places, strict=True):
+            data[:] = computed[place]
 
 
 def gather(device: Device, tensors: Sequence[WireTensor]) -> tuple[Tensor, list[WireTensor]]:

@@ -34,6 +34,7 @@ from service.errors import BadFraming, HeadersTooLarge, OutOfMemory, Overloaded,
 from service.head import Head, header_lines
 from service.job import Job, given_id
 from service.metrics import Exchange
+from service.shortcuts import one
 from service.transport.answer_head import answer_head, fixed_lines
 from service.transport.cycle import DirectCycle
 from service.transport.haul import End, Haul, Ready, Road
@@ -381,9 +382,9 @@ class _Http(HttpToolsProtocol):
         assert isinstance(terms, Terms)  # those of other protocols are never answered at once
         if self.descriptor is None or terms.timeout_s is not None or self.core.spans is not None:
             return
-        for shortcut in terms.shortcuts:
-            if known.repeat is None or known.repeat.shortcut is not shortcut:
-                known.repeat = Repeat(self.core, exchange, shortcut, self.scratch, start)
+        shortcut = terms.shortcuts.known
+        if isinstance(shortcut, one.Shortcut) and (known.repeat is None or known.repeat.shortcut is not shortcut):
+            known.repeat = Repeat(self.core, exchange, shortcut, self.scratch, start)
 
     def _answer_again(self, known: Known, repeat: Repeat) -> bool:
         """Answer a call like an earlier one where it lies; false where that is not possible now."""

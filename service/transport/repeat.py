@@ -12,7 +12,7 @@ from service.core import Core
 from service.job import compute_timing
 from service.logs import is_heard, log_exchange
 from service.metrics import Exchange, Stages
-from service.shortcut import Shortcut
+from service.shortcuts.one import Shortcut
 from service.transport.answer_head import answer_head, fixed_lines
 from service.transport.scratch import Scratch
 

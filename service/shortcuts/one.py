@@ -1,9 +1,7 @@
-"""Calls that differ from an earlier one in nothing but their data.
+"""Shortcuts of calls with one tensor.
 
-On a kept connection most calls repeat head and body header byte for byte. What decoding, planning and
-encoding gave for the first of them holds for the others; only the elements have to be computed. At
-4 KiB that is a third of the work of a call. Computing them is another; on the CPU, `service.ops.vectors`
-does it in a third of the time. A body that is still on its way can be overwritten as far as it has come.
+At 4 KiB what they save is a third of the work of a call. Computing the elements is another; on the CPU,
+`service.ops.vectors` does it in a third of the time.
 """
 
 from __future__ import annotations
@@ -86,7 +84,7 @@ def learn(call: Call, body: memoryview, answer: Answer, device: Device) -> Short
     """
     if call.tensors or not call.expression.elementwise or not call.operand.single or len(answer.pieces) != 2:
         return None
-    operands = _in_order_of_memory(call)
+    operands = [bundle.tensors[0] for bundle in (call.x, call.grad_output) if bundle is not None]
     last = operands[-1]
     if not last.data.nbytes or answer.pieces[1] is not last.data:
         return None
@@ -103,11 +101,6 @@ def learn(call: Call, body: memoryview, answer: Answer, device: Device) -> Short
 
 def _nothing() -> None:
     """Overwrite nothing."""
-
-
-def _in_order_of_memory(call: Call) -> list[WireTensor]:
-    operands = [bundle.tensors[0] for bundle in (call.x, call.grad_output) if bundle is not None]
-    return sorted(operands, key=lambda operand: memory.end_of(operand.data)) if operands[0].data.nbytes else operands
 
 
 def _start_in(body: memoryview, operand: WireTensor) -> int:
@@ -133,7 +126,7 @@ def _binding(call: Call, dtype: DType, device: Device) -> Bind | None:
         return _quantizing(call.expression, dtype, device)
     if _is_as_it_came(call) or not device.computes_in_place:
         return None
-    return _differentiating(call, dtype)
+    return _differentiating(call.expression, dtype)
 
 
 def _quantizing(expression: Expression, dtype: DType, device: Device) -> Bind:
@@ -145,15 +138,15 @@ def _quantizing(expression: Expression, dtype: DType, device: Device) -> Bind:
     return lambda engine, operands: partial(engine.run_in_place, expression, torch.frombuffer(operands[0], dtype=torch_dtype))
 
 
-def _differentiating(call: Call, dtype: DType) -> Bind | None:
-    """`x` and `grad_output`, in this order: the gradients take the place of the latter."""
-    expression, torch_dtype = call.expression, memory.TORCH_DTYPES[dtype.name]
-    if call.x is None or not expression.backward_reads_x:
-        return None
+def _differentiating(expression: Expression, dtype: DType) -> Bind:
+    """The gradients take the place of `grad_output`, which is the last operand."""
+    torch_dtype = memory.TORCH_DTYPES[dtype.name]
 
     def bind(engine: Engine, operands: Sequence[memoryview]) -> Overwrite:
-        x = WireTensor(dtype, (operands[0].nbytes // dtype.itemsize,), operands[0])
-        grad_output = torch.frombuffer(operands[1], dtype=torch_dtype)
+        grad_output = torch.frombuffer(operands[-1], dtype=torch_dtype)
+        if not expression.backward_reads_x:
+            return partial(engine.differentiate_in_place, expression, None, grad_output)
+        x = WireTensor(dtype, (grad_output.numel(),), operands[0])
         return lambda: engine.differentiate_in_place(expression, memory.shared_flat(x)[0], grad_output)
 
     return bind
