@@ -96,7 +96,7 @@ def planned(
 
 def repeated(engine: Engine, shortcut: Shortcut, body: memoryview, received_bytes: int) -> Ahead | None:
     """The computation of a call like the one that a shortcut was learned from; None where it is another, or has not begun."""
-    start = shortcut.starts[-1]
+    start = shortcut.arrives_at
     if start > received_bytes or not shortcut.fits(body):
         return None
     return Ahead(

@@ -167,6 +167,7 @@ class Core:
         self.identities = Identities()
         self.ready = False
         self.draining = False
+        self.repeated_calls = 0
         # The paths of calls, with the labels of their routes, and who answers those that are not ours.
         self.routes: dict[str, str] = {path: path for path in PATHS}
         self.urls: dict[bytes, str] = {path.encode(): path for path in PATHS}
@@ -296,7 +297,7 @@ class Core:
         if nbytes <= terms.instant_bytes:
             known = terms.shortcuts.known
             if isinstance(known, one.Shortcut) and known.bind is not None:
-                return known.starts[-1] + FIRST_LOOK_BYTES
+                return known.arrives_at + FIRST_LOOK_BYTES
             return NEVER
         expression = terms.expression
         if not expression.elementwise or expression.tensor_names:
@@ -413,6 +414,7 @@ class Core:
         metrics.pool_bytes.set(self.pool.bytes)
         metrics.ready.set(self.ready and not self.draining)
         metrics.coalesced_calls.follow(self.engine.coalesced_calls)
+        metrics.repeated_calls.follow(self.repeated_calls)
         metrics.dropped_lines.follow(dropped_lines())
         for kind, nbytes in self.engine.device.memory().items():
             metrics.device_memory_bytes.labels(kind).set(nbytes)

@@ -174,6 +174,9 @@ class Metrics:
             "stequant_hauls", "Times a large call was left to a thread, as others were in flight", registry=self.registry
         )
         self.coalesced_calls = self._follower("coalesced_calls", "Calls computed together with others that waited at the same time")
+        self.repeated_calls = self._follower(
+            "repeated_calls", "Calls that differed in nothing but their data from one before, answered in the memory they came in"
+        )
         self.dropped_lines = self._follower("log_lines_dropped", "Lines of the log that could not be written at once")
         self._tallies: dict[tuple[str, str, str, int, str], Tally] = {}
 

@@ -164,6 +164,27 @@ def test_values_of_a_repeated_call(core: Core, expression: Expression, dtype: to
     assert_same_bits(elements_of(answer, x), elements_of(alone, x))
 
 
+@pytest.mark.parametrize("form", ["npy", "msgpack", "safetensors"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("expression", ["clamp(-0.5,2)", "affine_k_bit_quantize(2,-1.7,0.1)", "round"])
+def test_gradients_of_a_repeated_call(core: Core, expression: str, order: int, dtype: torch.dtype, form: str) -> None:
+    """Whichever operand comes last; what is as it came is not computed, neither ahead nor then."""
+    skip_unless_taken(parse(expression), dtype)
+    x, grad_output = many(dtype, 2**19), many(dtype, 2**19).flip(0)
+    operands = [("x", x), ("grad_output", grad_output)][:: order if form == "msgpack" else 1]
+    first = body_of({name: Bundle.of(wire(one)) for name, one in operands}, form)
+    again = body_of({name: Bundle.of(wire(one.roll(5))) for name, one in operands}, form)
+    job = admitted(core, "/grad", f"op={expression}", form, first.nbytes)
+    for _ in range(2):
+        core.answer_at_once(job, padded(first.tobytes()))
+    repeated = Job(b"again")
+    repeated.terms = job.terms
+    answer = arrive(core, repeated, again, marks_of(again.nbytes))
+    assert (repeated.ahead is not None) == (expression != "round")
+    assert seen(answer) == seen(core.answer_at_once(admitted(core, "/grad", f"op={expression}", form, again.nbytes), again))
+
+
 @pytest.mark.parametrize("form", ["npy", "msgpack"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("expression", [one for one in CASES if not one.backward_is_identity], ids=str)

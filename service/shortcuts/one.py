@@ -31,23 +31,29 @@ Bind = Callable[[Engine, Sequence[memoryview]], Overwrite]
 class Shortcut(NamedTuple):
     """How to answer a body of `length` bytes that is like an earlier one in all but the elements of its operands.
 
-    `constants` are the bytes around those, and where each lies. Every operand begins at one of the `starts`, and has as many
-    elements of `itemsize` bytes. Those of the last one end the body; overwritten, they end the answer, behind `answer_prefix`.
+    `constants` are the bytes around those, and where each lies. Every operand begins at one of the `starts`, and has `elements`
+    of `itemsize` bytes. Those of the last one, overwritten, end the answer, behind `answer_prefix`.
     `bind` is None where the answer has them as they came.
     """
 
     length: int
     constants: tuple[tuple[int, bytes], ...]
     starts: tuple[int, ...]
+    elements: int
     itemsize: int
     bind: Bind | None
     answer_prefix: bytes
     media_type: str
 
     @property
-    def elements(self) -> int:
-        """How many each operand has."""
-        return (self.length - self.starts[-1]) // self.itemsize
+    def nbytes(self) -> int:
+        """The bytes of each operand."""
+        return self.elements * self.itemsize
+
+    @property
+    def arrives_at(self) -> int:
+        """Where the operand begins that comes last."""
+        return max(self.starts)
 
     def fits(self, body: memoryview) -> bool:
         """Whether this body is like the one the shortcut was learned from."""
@@ -72,31 +78,31 @@ class Shortcut(NamedTuple):
 
     def answer_of(self, body: memoryview) -> Answer:
         """The answer that lies in a body, all of whose elements were overwritten."""
-        elements = body[self.starts[-1] :]
+        elements = body[self.starts[-1] : self.starts[-1] + self.nbytes]
         return Answer(200, self.media_type, (self.answer_prefix, elements), len(self.answer_prefix) + elements.nbytes)
 
 
 def learn(call: Call, body: memoryview, answer: Answer, device: Device) -> Shortcut | None:
     """The shortcut for calls like this one; None where there is none.
 
-    There is one for elementwise expressions without tensor parameters over a single tensor whose data
-    ends the body, was computed in place and ends the answer; beside it, a gradient has `x`.
+    There is one for elementwise expressions without tensor parameters over a single tensor that was computed in place and
+    ends the answer; beside it, a gradient has `x`.
     """
     if call.tensors or not call.expression.elementwise or not call.operand.single or len(answer.pieces) != 2:
         return None
     operands = [bundle.tensors[0] for bundle in (call.x, call.grad_output) if bundle is not None]
-    last = operands[-1]
-    if not last.data.nbytes or answer.pieces[1] is not last.data:
+    dtype, nbytes = operands[-1].dtype, operands[-1].data.nbytes
+    if not nbytes or answer.pieces[1] is not operands[-1].data:
         return None
     starts = tuple(_start_in(body, operand) for operand in operands)
-    if starts[-1] != body.nbytes - last.data.nbytes or starts[0] < 0:
-        return None
-    bind = _binding(call, last.dtype, device)
+    if min(starts) < 0 or max(starts) + nbytes > body.nbytes:
+        return None  # one was copied, as it came in another byte order
+    bind = _binding(call, dtype, device)
     if bind is None and not _is_as_it_came(call):
         return None
-    nbytes = last.data.nbytes
     constants = tuple(_around(body, starts, nbytes))
-    return Shortcut(body.nbytes, constants, starts, last.dtype.itemsize, bind, bytes(answer.pieces[0]), answer.media_type)
+    elements = nbytes // dtype.itemsize
+    return Shortcut(body.nbytes, constants, starts, elements, dtype.itemsize, bind, bytes(answer.pieces[0]), answer.media_type)
 
 
 def _nothing() -> None:
@@ -104,15 +110,16 @@ def _nothing() -> None:
 
 
 def _start_in(body: memoryview, operand: WireTensor) -> int:
-    """Where in the body an operand begins; one that was copied, as it came in another byte order, begins elsewhere."""
+    """Where in the body an operand begins."""
     return body.nbytes - (memory.end_of(body) - memory.end_of(operand.data)) - operand.data.nbytes
 
 
 def _around(body: memoryview, starts: Sequence[int], nbytes: int) -> Iterator[tuple[int, bytes]]:
-    """What lies before each operand, and where."""
+    """What lies before each operand and behind the last one, and where."""
     at = 0
-    for start in starts:
-        yield at, body[at:start].tobytes()
+    for start in (*sorted(starts), body.nbytes):
+        if start > at:
+            yield at, body[at:start].tobytes()
         at = start + nbytes
 
 

@@ -304,7 +304,10 @@ class _Http(HttpToolsProtocol):
                         self._read_on(scratch.view[end:stop])
                     return
                 repeat = known.repeat
-                if repeat is not None and repeat.fits(end, stop) and self._answer_again(known, repeat):
+                if repeat is not None and repeat.fits(end, stop) and self._may_answer_again(known):
+                    self.scratch_start = repeat.start - end + start
+                    self.scratch.move(end, stop, repeat.start)
+                    self._answer_again(known, repeat)
                     return
                 if stop - end <= known.length:
                     self._begin_known(known, start, end, stop)
@@ -339,12 +342,13 @@ class _Http(HttpToolsProtocol):
         self.scratch_stop = self.scratch_start + _HEAD_BYTES if known.length >= _HAULED_BYTES else len(self.scratch.view)
         if (
             stop - end == known.length <= _BORROWED_BYTES
-            and start == self.scratch_start
             and known.keep_alive
             and not self.is_last
             and self.core.is_small(known.terms, known.length)
         ):
-            self._answer_at_once(known, end, stop)
+            body_start = self.scratch_start + end - start
+            self.scratch.move(end, stop, body_start)
+            self._answer_at_once(known, body_start, body_start + known.length)
             return
         cycle = self._cycle(known, Job(self.core.identities.of(known.request_id)))
         try:
@@ -386,11 +390,17 @@ class _Http(HttpToolsProtocol):
         if isinstance(shortcut, one.Shortcut) and (known.repeat is None or known.repeat.shortcut is not shortcut):
             known.repeat = Repeat(self.core, exchange, shortcut, self.scratch, start)
 
-    def _answer_again(self, known: Known, repeat: Repeat) -> bool:
-        """Answer a call like an earlier one where it lies; false where that is not possible now."""
-        core, descriptor = self.core, self.descriptor
-        if descriptor is None or self.is_last or self.transport.get_write_buffer_size() or not core.passes(known.length):
-            return False
+    def _may_answer_again(self, known: Known) -> bool:
+        return (
+            self.descriptor is not None
+            and not self.is_last
+            and not self.transport.get_write_buffer_size()
+            and self.core.passes(known.length)
+        )
+
+    def _answer_again(self, known: Known, repeat: Repeat) -> None:
+        """Answer a call like an earlier one, which lies where that one lay."""
+        core = self.core
         began = time.perf_counter()
         request_id = core.identities.of(known.request_id)
         failure = None
@@ -399,10 +409,11 @@ class _Http(HttpToolsProtocol):
         except Exception as error:
             failure = failed(error, cast(Terms, known.terms))
         ended = time.perf_counter()
-        if failure is None and self._write_now(descriptor, repeat.placed(self._default_lines(), request_id, ended - began)):
+        if failure is None and self._write_now(repeat.placed(self._default_lines(), request_id, ended - began)):
+            core.repeated_calls += 1
             repeat.count(request_id, began, ended)
             self._is_idle_again()
-            return True
+            return
         job = Job(request_id)
         job.started = job.received = job.began = began
         job.ended = ended
@@ -410,12 +421,12 @@ class _Http(HttpToolsProtocol):
         if failure is not None:
             self._write_joined(failure, job)
         self._left_at_once(known, repeat.answer if failure is None else failure, job)
-        return True
 
-    def _write_now(self, descriptor: int, data: memoryview) -> bool:
+    def _write_now(self, data: memoryview) -> bool:
         """Send all of it; false where the transport has to see to the rest, of which it gets a copy."""
+        assert self.descriptor is not None
         try:
-            sent_bytes = os.write(descriptor, data)
+            sent_bytes = os.write(self.descriptor, data)
         except OSError:
             sent_bytes = 0  # there is no room, or nobody there: the transport will find out
         if sent_bytes == len(data):

@@ -18,11 +18,12 @@ from service.transport.scratch import Scratch
 
 
 class Repeat:
-    """A call whose body lies from `start` to `stop` in the scratch buffer; `exchange` is that of the earlier one."""
+    """A call whose body is to lie from `start` on in the scratch buffer; `exchange` is that of the earlier one."""
 
     __slots__ = (
         "_constants",
         "_elements_at",
+        "_elements_end",
         "_exchange",
         "_fixed",
         "_scratch",
@@ -31,29 +32,29 @@ class Repeat:
         "compute",
         "shortcut",
         "start",
-        "stop",
     )
 
     def __init__(self, core: Core, exchange: Exchange, shortcut: Shortcut, scratch: Scratch, start: int) -> None:
         self.shortcut = shortcut
         self.start = start
-        self.stop = start + shortcut.length
         self._elements_at = start + shortcut.starts[-1]
-        self.answer = shortcut.answer_of(scratch.view[start : self.stop])
+        self._elements_end = self._elements_at + shortcut.nbytes
+        body = scratch.view[start : start + shortcut.length]
+        self.answer = shortcut.answer_of(body)
         # Overwrites the elements of the call that lies there, as `Shortcut.overwrite` does.
-        self.compute = shortcut.bound(core.engine, scratch.view[start : self.stop])
+        self.compute = shortcut.bound(core.engine, body)
         self._scratch = scratch
-        self._constants = tuple((start + at, same) for at, same in shortcut.constants)
+        self._constants = shortcut.constants
         self._fixed = fixed_lines(200, shortcut.media_type, keep_alive=True)
         self._exchange = exchange
         self._tally = core.metrics.tally(exchange)
 
     def fits(self, start: int, stop: int) -> bool:
-        """Whether what lies there is such a call."""
-        if start != self.start or stop != self.stop:
+        """Whether the body that lies there, wherever it is, is that of such a call."""
+        if stop - start != self.shortcut.length:
             return False
         holds = self._scratch.bytes.startswith
-        return all([holds(same, at) for at, same in self._constants])  # noqa: C419  # a generator would cost twice as much
+        return all([holds(same, start + at) for at, same in self._constants])  # noqa: C419  # a generator would cost twice as much
 
     def placed(self, default_lines: bytes, request_id: bytes, compute_s: float) -> memoryview:
         """The whole answer, whose elements are computed."""
@@ -61,7 +62,7 @@ class Repeat:
         head += self.shortcut.answer_prefix
         begin = self._elements_at - len(head)
         self._scratch.bytes[begin : self._elements_at] = head
-        return self._scratch.view[begin : self.stop]
+        return self._scratch.view[begin : self._elements_end]
 
     def count(self, request_id: bytes, began: float, ended: float) -> None:
         """Count and log a call that was answered now, computed from `began` to `ended`."""

@@ -13,3 +13,8 @@ class Scratch:
     def __init__(self) -> None:
         self.bytes = bytearray(MARGIN + _BYTES)
         self.view = memoryview(self.bytes)
+
+    def move(self, start: int, stop: int, to: int) -> None:
+        """Move what lies from `start` to `stop`, so that it begins at `to`."""
+        if start != to:
+            self.view[to : to + stop - start] = self.view[start:stop]
