@@ -16,11 +16,9 @@ import asyncio
 import enum
 import fcntl
 import math
-import os
 import sys
 import termios
-import time
-from typing import Any, cast
+from typing import Any
 
 import httptools
 from uvicorn.config import Config
@@ -28,20 +26,19 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service.answer import CALLER_GONE, Answer, problem
-from service.core import Core, Terms, failed, late
+from service.core import Core, late
 from service.device.buffers import ALIGNMENT, no_memory
-from service.errors import BadFraming, HeadersTooLarge, OutOfMemory, Overloaded, RequestTimeout, StequantError, UriTooLong
-from service.head import Head, header_lines
+from service.errors import BadFraming, HeadersTooLarge, Overloaded, RequestTimeout, StequantError, UriTooLong
+from service.head import Head
 from service.job import Job, given_id
-from service.metrics import Exchange
-from service.shortcuts import one
-from service.transport.answer_head import answer_head, fixed_lines
+from service.transport.answer_head import AnswerHeads
+from service.transport.at_once import AtOnce, Unsent
 from service.transport.cycle import DirectCycle
-from service.transport.haul import End, Haul, Ready, Road
+from service.transport.haul import End, Haul, Ready
+from service.transport.hauls import HAULED_BYTES, Hauls
 from service.transport.heads import HEAD_END, Known
 from service.transport.nearby import shorten_if_near
 from service.transport.reaper import NEVER
-from service.transport.repeat import Repeat
 from service.transport.scratch import MARGIN
 from service.transport.shared import shared
 
@@ -51,8 +48,7 @@ _BORROWED_BYTES = 192 * 1024
 _SKIP_BYTES = 2**20
 # Below this size, on average, joining the pieces for one write is cheaper than writing each.
 _JOIN_BYTES = 64 * 1024
-# From here on what is left of a body, and an answer, are worth a thread; and they are where so much came at once.
-_HAULED_BYTES = 384 * 1024
+# A body of which so much came at once flows, and may be worth a thread.
 _FLOWING_BYTES = 4096
 # What is received at once where a large body is likely to follow a head: the rest goes where it belongs.
 _HEAD_BYTES = 8192
@@ -112,7 +108,7 @@ class _Http(HttpToolsProtocol):
         self.reaper = common.reaper
         self.heads = common.heads
         self.scratch = common.scratch
-        self.threads = common.threads
+        self.hauls = Hauls(self.core, common.threads, look=self._look_ahead, answer=self._answer_on_thread, ended=self._is_back)
         self.addresses = common.addresses
         self.phase = Phase.NEW
         self.deadline = NEVER
@@ -130,11 +126,8 @@ class _Http(HttpToolsProtocol):
         # Where in the scratch buffer is received, so that the body of a request like the last one lies aligned; and how much.
         self.scratch_start = MARGIN
         self.scratch_stop = len(self.scratch.view)
-        # The socket, where answers can be written to it without the transport: not where that encrypts them.
-        self.descriptor: int | None = None
-        self.road: Road | None = None
-        self.default_headers: list[tuple[bytes, bytes]] = []
-        self.default_lines = b""
+        self.answer_heads = AnswerHeads(server_state)
+        self.at_once = AtOnce(self.core, self.scratch, self.answer_heads)
 
     # The loop -----------------------------------------------------------------------------------------
 
@@ -143,10 +136,8 @@ class _Http(HttpToolsProtocol):
         super().connection_made(transport)
         # With a high-water mark of 0, resume_writing says exactly when an answer has left.
         transport.set_write_buffer_limits(high=0)
-        sock = transport.get_extra_info("socket")
-        shorten_if_near(sock)
-        if transport.get_extra_info("sslcontext") is None:
-            self.descriptor = sock.fileno()
+        shorten_if_near(transport.get_extra_info("socket"))
+        self.at_once.begin(transport)
         self.reaper.watch(self)
         self._enter(Phase.NEW, self.settings.header_timeout_s)
         self.core.metrics.connections.inc()
@@ -155,15 +146,15 @@ class _Http(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """A connection has gone: nothing on it is answered any more."""
-        self.descriptor = None
+        self.at_once.end()
         self.reaper.forget(self)
         self.core.metrics.connections.dec()
         address = self._address()
         self.addresses[address] -= 1
         if not self.addresses[address]:
             del self.addresses[address]
-        if self.road is not None and self.phase is not Phase.HAULED:
-            self.road.close()
+        if self.phase is not Phase.HAULED:
+            self.hauls.end()
         for cycle in (self.cycle, *(queued for queued, _ in self.pipeline)):
             if isinstance(cycle, DirectCycle):
                 self._abandon(cycle)
@@ -304,10 +295,10 @@ class _Http(HttpToolsProtocol):
                         self._read_on(scratch.view[end:stop])
                     return
                 repeat = known.repeat
-                if repeat is not None and repeat.fits(end, stop) and self._may_answer_again(known):
+                if repeat is not None and repeat.fits(end, stop) and not self.is_last and self.at_once.may_answer(known):
                     self.scratch_start = repeat.start - end + start
                     self.scratch.move(end, stop, repeat.start)
-                    self._answer_again(known, repeat)
+                    self._answered_at_once(known, self.at_once.answer_again(known, repeat))
                     return
                 if stop - end <= known.length:
                     self._begin_known(known, start, end, stop)
@@ -339,7 +330,7 @@ class _Http(HttpToolsProtocol):
         """A known head stands at `start`, its body from `end` to `stop`, not always all of it."""
         data = self.scratch.view[end:stop]
         self.scratch_start = MARGIN + -(end - start + known.length) % ALIGNMENT
-        self.scratch_stop = self.scratch_start + _HEAD_BYTES if known.length >= _HAULED_BYTES else len(self.scratch.view)
+        self.scratch_stop = self.scratch_start + _HEAD_BYTES if known.length >= HAULED_BYTES else len(self.scratch.view)
         if (
             stop - end == known.length <= _BORROWED_BYTES
             and known.keep_alive
@@ -348,7 +339,7 @@ class _Http(HttpToolsProtocol):
         ):
             body_start = self.scratch_start + end - start
             self.scratch.move(end, stop, body_start)
-            self._answer_at_once(known, body_start, body_start + known.length)
+            self._answered_at_once(known, self.at_once.answer(known, body_start, body_start + known.length))
             return
         cycle = self._cycle(known, Job(self.core.identities.of(known.request_id)))
         try:
@@ -364,93 +355,16 @@ class _Http(HttpToolsProtocol):
         if flows and self._is_worth_a_thread(cycle, cycle.remaining_bytes):
             self._haul(cycle)
 
-    def _answer_at_once(self, known: Known, start: int, stop: int) -> None:
-        """Answer a small call whose body lies whole in the scratch buffer, where the next one will overwrite it.
-
-        Between two callbacks of the loop nothing of such a call has to be kept, unless its answer cannot leave.
-        """
-        job = Job(self.core.identities.of(known.request_id))
-        try:
-            self.core.begin(job, known.terms)
-            answer = self.core.answer_at_once(job, self.scratch.view[start:stop])
-        except StequantError as error:
-            answer = problem(error)
-        self._write_joined(answer, job)
-        exchange = self._left_at_once(known, answer, job)
-        if exchange is not None:
-            self._learn_repeat(known, exchange, start)
-
-    def _learn_repeat(self, known: Known, exchange: Exchange, start: int) -> None:
-        """Remember how to answer the next call if it is like this one."""
-        terms = known.terms
-        assert isinstance(terms, Terms)  # those of other protocols are never answered at once
-        if self.descriptor is None or terms.timeout_s is not None or self.core.spans is not None:
+    def _answered_at_once(self, known: Known, unsent: Unsent | None) -> None:
+        """Go on after an answer that was written at once, not always to its end."""
+        if unsent is not None:
+            cycle = self.cycle = self._cycle(known, unsent.job)  # type: ignore[assignment]
+            cycle.remaining_bytes, cycle.is_current = 0, True
+            self._leave(cycle, unsent.answer)
             return
-        shortcut = terms.shortcuts.known
-        if isinstance(shortcut, one.Shortcut) and (known.repeat is None or known.repeat.shortcut is not shortcut):
-            known.repeat = Repeat(self.core, exchange, shortcut, self.scratch, start)
-
-    def _may_answer_again(self, known: Known) -> bool:
-        return (
-            self.descriptor is not None
-            and not self.is_last
-            and not self.transport.get_write_buffer_size()
-            and self.core.passes(known.length)
-        )
-
-    def _answer_again(self, known: Known, repeat: Repeat) -> None:
-        """Answer a call like an earlier one, which lies where that one lay."""
-        core = self.core
-        began = time.perf_counter()
-        request_id = core.identities.of(known.request_id)
-        failure = None
-        try:
-            repeat.compute()
-        except Exception as error:
-            failure = failed(error, cast(Terms, known.terms))
-        ended = time.perf_counter()
-        if failure is None and self._write_now(repeat.placed(self._default_lines(), request_id, ended - began)):
-            core.repeated_calls += 1
-            repeat.count(request_id, began, ended)
-            self._is_idle_again()
-            return
-        job = Job(request_id)
-        job.started = job.received = job.began = began
-        job.ended = ended
-        core.begin(job, known.terms)
-        if failure is not None:
-            self._write_joined(failure, job)
-        self._left_at_once(known, repeat.answer if failure is None else failure, job)
-
-    def _write_now(self, data: memoryview) -> bool:
-        """Send all of it; false where the transport has to see to the rest, of which it gets a copy."""
-        assert self.descriptor is not None
-        try:
-            sent_bytes = os.write(self.descriptor, data)
-        except OSError:
-            sent_bytes = 0  # there is no room, or nobody there: the transport will find out
-        if sent_bytes == len(data):
-            return True
-        self.transport.write(bytes(data[sent_bytes:]))
-        return False
-
-    def _write_joined(self, answer: Answer, job: Job) -> None:
-        self.transport.write(b"".join((self._answer_head(answer, job, keep_alive=True), *answer.pieces)))
-
-    def _is_idle_again(self) -> None:
         self.server_state.total_requests += 1
         self.phase = Phase.IDLE
         self.deadline = self.reaper.now + self.settings.keep_alive_s
-
-    def _left_at_once(self, known: Known, answer: Answer, job: Job) -> Exchange | None:
-        """Go on after an answer that was written at once, which needs the scratch buffer no more; None where it has not left."""
-        if self.transport.get_write_buffer_size():
-            cycle = self.cycle = self._cycle(known, job)  # type: ignore[assignment]
-            cycle.remaining_bytes, cycle.is_current = 0, True
-            self._leave(cycle, answer)
-            return None
-        self._is_idle_again()
-        return self.core.done(known.head, answer, job, known.length)
 
     def _cycle(self, known: Known, job: Job) -> DirectCycle:
         keep_alive = known.keep_alive and not self.is_last
@@ -610,13 +524,6 @@ class _Http(HttpToolsProtocol):
 
     # Hot requests -------------------------------------------------------------------------------------
 
-    def _default_lines(self) -> bytes:
-        """The lines of uvicorn's default headers (the date), which it makes anew every second."""
-        if self.default_headers is not self.server_state.default_headers:
-            self.default_headers = self.server_state.default_headers
-            self.default_lines = header_lines(self.default_headers)
-        return self.default_lines
-
     def _admit(self, cycle: DirectCycle) -> None:
         try:
             self.core.admit(cycle.job, cycle.head)
@@ -698,7 +605,7 @@ class _Http(HttpToolsProtocol):
             return
         if self.is_last:
             cycle.keep_alive = False
-        head = self._answer_head(answer, cycle.job, keep_alive=cycle.keep_alive)
+        head = self.answer_heads.head(answer, cycle.job, keep_alive=cycle.keep_alive)
         if not cycle.remaining_bytes and self._is_worth_a_thread(cycle, answer.length) and self._haul(cycle, Ready(head, answer)):
             return
         if cycle.head.method == "HEAD":
@@ -715,10 +622,6 @@ class _Http(HttpToolsProtocol):
             self._leave(cycle, answer)
         else:
             self._left(cycle, answer)
-
-    def _answer_head(self, answer: Answer, job: Job, *, keep_alive: bool) -> bytes:
-        fixed = fixed_lines(answer.status, answer.media_type, answer.headers, keep_alive=keep_alive)
-        return answer_head(fixed, self._default_lines(), job.request_id, job.timing(), answer.length)
 
     def _leave(self, cycle: DirectCycle, answer: Answer) -> None:
         """Wait until the answer has left."""
@@ -781,33 +684,12 @@ class _Http(HttpToolsProtocol):
     # Threads ------------------------------------------------------------------------------------------
 
     def _is_worth_a_thread(self, cycle: DirectCycle, nbytes: int) -> bool:
-        """Whether a thread is to move so many bytes of a call: only while others are in flight, and nothing is encrypted."""
-        return (
-            nbytes >= _HAULED_BYTES
-            and self.core.budget.in_flight_bytes > cycle.job.reserved_bytes
-            and cycle.is_current
-            and cycle.body is not None
-            and self.reaper.now < self.body_deadline
-            and not self.transport.is_closing()
-            and not self.transport.get_write_buffer_size()
-            and self.transport.get_extra_info("sslcontext") is None
-        )
+        return self.reaper.now < self.body_deadline and self.hauls.are_worth_it(self.transport, cycle, nbytes)
 
     def _haul(self, cycle: DirectCycle, ready: Ready | None = None) -> bool:
-        """Leave a call to the threads: the rest of its body and its answer, or the answer that is there.
-
-        False where there is neither a descriptor nor a thread left for it: then the loop goes on with it.
-        """
-        if ready is None and cycle.job.ahead is None and cycle.job.terms is not None:
-            cycle.look_bytes = self.core.first_look_bytes(cycle.job.terms, cycle.length, on_loop=False)
-        try:
-            if self.road is None:
-                self.road = Road(self.transport.get_extra_info("socket"))
-            one = Haul(self.road, cycle, self.threads, look=self._look_ahead, answer=self._answer_on_thread, ended=self._is_back)
-            one.begin(ready)
-        except (OSError, OutOfMemory):
+        """Leave a call to the threads: the rest of its body and its answer, or the answer that is there; false where it stays."""
+        if not self.hauls.begin(self.transport, cycle, ready):
             return False
-        self.core.metrics.hauls.inc()
         self.flow.pause_reading()
         self.receiving = None
         self.burst_bytes = 0
@@ -825,13 +707,13 @@ class _Http(HttpToolsProtocol):
         answer = self.core.answer_at_once(job, body)
         if self.is_last:
             cycle.keep_alive = False
-        return Ready(self._answer_head(answer, job, keep_alive=cycle.keep_alive), answer)
+        return Ready(self.answer_heads.head(answer, job, keep_alive=cycle.keep_alive), answer)
 
     def _is_back(self, one: Haul, end: End) -> None:
         """A thread has done what it could with a call."""
         cycle, answer = one.cycle, one.answer
         if cycle.disconnected or self.transport.is_closing() or end is End.GONE:
-            self._give_back_road()
+            self.hauls.end()
             self._finish(cycle, CALLER_GONE if answer is None or end is not End.SENT else answer)
             self.transport.abort()
         elif cycle.remaining_bytes:
@@ -849,11 +731,6 @@ class _Http(HttpToolsProtocol):
             if one.unsent:
                 self.transport.writelines(one.unsent)
             self._leave_or_left(cycle, answer)
-
-    def _give_back_road(self) -> None:
-        if self.road is not None:
-            self.road.close()
-            self.road = None
 
     # Ends ---------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from service.job import compute_timing
 from service.logs import is_heard, log_exchange
 from service.metrics import Exchange, Stages
 from service.shortcuts.one import Shortcut
-from service.transport.answer_head import answer_head, fixed_lines
+from service.transport.answer_head import AnswerHeads, fixed_lines
 from service.transport.scratch import Scratch
 
 
@@ -56,9 +56,9 @@ class Repeat:
         holds = self._scratch.bytes.startswith
         return all([holds(same, start + at) for at, same in self._constants])  # noqa: C419  # a generator would cost twice as much
 
-    def placed(self, default_lines: bytes, request_id: bytes, compute_s: float) -> memoryview:
+    def placed(self, heads: AnswerHeads, request_id: bytes, compute_s: float) -> memoryview:
         """The whole answer, whose elements are computed."""
-        head = answer_head(self._fixed, default_lines, request_id, compute_timing(compute_s), self.answer.length)
+        head = heads.head_of(self._fixed, request_id, compute_timing(compute_s), self.answer.length)
         head += self.shortcut.answer_prefix
         begin = self._elements_at - len(head)
         self._scratch.bytes[begin : self._elements_at] = head

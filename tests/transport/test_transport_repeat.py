@@ -128,6 +128,19 @@ def test_they_are_counted_like_others(server: ServerProcess) -> None:
     assert counted() == (requests + 10, received + 10 * len(body), stages + 10)
 
 
+def test_a_refused_call_between_others_teaches_nothing(server: ServerProcess) -> None:
+    labels = {"route": "/quantize", "operator": "floor", "format": "npy", "status": "200"}
+    body = npy(values(77))
+    with Wire(server) as wire:
+        wire.ask(post(body, "op=floor"))
+        wire.ask(post(body, "op=floor"))
+        for _ in range(3):
+            assert wire.ask(post(b"\0" + body[1:], "op=floor")).status == 400
+            assert wire.ask(post(body, "op=floor")).status == 200
+    assert server.metric("stequant_requests_total", **labels) == 5
+    assert server.metric("stequant_requests_total", **(labels | {"status": "400"})) == 3
+
+
 # What comes in pieces, or too early ---------------------------------------------------------------------------
 
 
