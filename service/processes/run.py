@@ -35,6 +35,8 @@ def run(settings: Settings) -> None:
             serve(settings, sock)
         else:
             supervise(settings, sock)
+    # The interpreter's own end takes a tenth of a second, without handlers: a second signal would become the exit status.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _open_standard_streams() -> None:

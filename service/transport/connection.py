@@ -711,6 +711,7 @@ class _Http(HttpToolsProtocol):
 
     def _is_back(self, one: Haul, end: End) -> None:
         """A thread has done what it could with a call."""
+        self.phase = Phase.WORK
         cycle, answer = one.cycle, one.answer
         if cycle.disconnected or self.transport.is_closing() or end is End.GONE:
             self.hauls.end()

@@ -291,6 +291,12 @@ def test_what_is_encrypted_is_left_to_the_loop(tmp_path: Path) -> None:
             assert b"stequant_hauls_total 0.0" in wire.ask(get("/metrics")).body
 
 
+def test_a_connection_whose_last_answer_a_thread_has_sent_is_closed(server: ServerProcess) -> None:
+    with hauled(server), Wire(server) as wire:
+        assert wire.ask(post(npy(X), CHAIN, "Connection: close")).body == quantized(X)
+        assert wire.is_closed(5)
+
+
 def test_a_server_that_stops_answers_what_its_threads_have() -> None:
     with serving() as server:
         started = threading.Barrier(5)
