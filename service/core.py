@@ -41,7 +41,7 @@ from service.metrics import Exchange, Metrics, Stages
 from service.ops import Expression
 from service.ops.codes import Output, check_output
 from service.settings import Settings
-from service.shortcuts import Shortcuts, one
+from service.shortcuts import Learned, Shortcuts, one
 from service.wire.compact import CompactBundle
 from service.wire.message import Message
 
@@ -165,6 +165,7 @@ class Core:
         self.budget = Budget(settings.in_flight_limit_bytes)
         self.pool = Pool(engine.device.allocate)
         self.identities = Identities()
+        self._learned = Learned()
         self.ready = False
         self.draining = False
         self.repeated_calls = 0
@@ -228,7 +229,7 @@ class Core:
             small_bytes,
             operator,
             self.timeout_s(found),
-            Shortcuts(),
+            Shortcuts(self._learned),
             output,
         )
 

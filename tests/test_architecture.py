@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         "wire",
     },
     "asgi": {"answer", "core", "device", "errors", "head", "job", "logs", "metrics"},
-    "transport": {"ahead", "answer", "core", "device", "errors", "head", "job", "logs", "metrics", "shortcuts"},
+    "transport": {"ahead", "answer", "core", "device", "errors", "head", "job", "logs", "metrics", "settings", "shortcuts"},
     "openapi": {"answer", "call", "dtypes", "errors", "ops", "settings", "wire"},
     "page": set(),
     "routes": {"answer", "asgi", "core", "dtypes", "errors", "metrics", "ops", "page"},

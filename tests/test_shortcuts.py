@@ -10,6 +10,7 @@ from examples import DTYPES, ELEMENTWISE, interesting
 from torch import Tensor
 
 from service.answer import Answer
+from service.call import plan
 from service.core import Core, Terms
 from service.device import memory
 from service.device.devices import Cpu
@@ -21,7 +22,7 @@ from service.job import Job
 from service.metrics import Metrics
 from service.ops import Expression, parse
 from service.settings import Settings
-from service.shortcuts import many, one
+from service.shortcuts import Learned, Shortcuts, many, one
 from service.wire import FORMATS
 from service.wire.message import Bundle, Message, WireTensor
 
@@ -193,6 +194,23 @@ def test_learning_in_vain_becomes_rare_and_does_not_end(core: Core, monkeypatch:
         core.answer_at_once(job, body_of(message, "npy"))
         counts.append(len(learned))
     assert [n for n in range(1, 101) if counts[n] > counts[n - 1]] == [2, 3, 4, 5, 6, 7, 8, 16, 32, 64]
+
+
+def test_what_is_learned_has_a_bound() -> None:
+    """Of many heads, each with many tensors: then all is forgotten, and learned again."""
+    x = Bundle.of(wire(torch.ones(3)))
+    body = body_of({"x": x}, "npy")
+    engine = Engine(Cpu("test"))
+    learned = Learned(most_places=100)
+    call = plan("quantize", parse("round"), FORMATS["npy"].decode(body, ("x",), 1))
+    answer = Answer.of(200, "application/x-npy", FORMATS["npy"].encode(engine.run(call)))
+    kept = [Shortcuts(learned) for _ in range(50)]
+    for shortcuts in kept:
+        for _ in range(2):
+            shortcuts.learn(call, body, answer, engine.device)
+        assert shortcuts.known is not None
+        assert sum(one.known is not None for one in kept) <= 100 // 16
+    engine.close()
 
 
 # Many tensors -----------------------------------------------------------------------------------------------

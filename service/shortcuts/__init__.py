@@ -8,6 +8,8 @@ many (`many`) are answered when all of it is there.
 
 from __future__ import annotations
 
+import threading
+
 from service.answer import Answer
 from service.call import Call
 from service.device.devices import Device
@@ -20,14 +22,45 @@ Shortcut = one.Shortcut | many.Shortcut
 _OFTEN_IN_VAIN = 8
 
 
+# What all that was learned may hold, in places of tensors: about 20 MB. Then everything is forgotten.
+_MOST_PLACES = 100_000
+# A shortcut of one tensor takes as much memory as so many places.
+_PLACES_OF_ONE = 16
+
+
+class Learned:
+    """All that a process has learned, so that it has a bound."""
+
+    def __init__(self, most_places: int = _MOST_PLACES) -> None:
+        self._most_places = most_places
+        self._places = 0
+        self._of: list[Shortcuts] = []
+        self._lock = threading.Lock()
+
+    def add(self, shortcuts: Shortcuts, known: Shortcut) -> None:
+        """Remember a shortcut there; where that is too much, in exchange for all others."""
+        places = len(known.around) if isinstance(known, many.Shortcut) else _PLACES_OF_ONE
+        with self._lock:
+            self._places += places
+            if self._places > self._most_places:
+                for other in self._of:
+                    other.known = None
+                self._of.clear()
+                self._places = places
+            if places <= self._most_places:
+                self._of.append(shortcuts)
+                shortcuts.known = known
+
+
 class Shortcuts:
     """What was learned from the last call with some head, if anything.
 
     Several threads may use it at once; one that comes too late learns or finds nothing, which is always right.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, learned: Learned) -> None:
         self.known: Shortcut | None = None
+        self._learned = learned
         self._in_vain = 0
 
     def find(self, body: memoryview) -> Shortcut | None:
@@ -45,4 +78,6 @@ class Shortcuts:
         if in_vain == 1 or (in_vain > _OFTEN_IN_VAIN and in_vain & (in_vain - 1)):
             return
         learn = one.learn if call.operand.single else many.learn
-        self.known = learn(call, body, answer, device)
+        known = learn(call, body, answer, device)
+        if known is not None:
+            self._learned.add(self, known)

@@ -21,6 +21,9 @@ from service.transport.heads import Known
 from service.transport.repeat import Repeat
 from service.transport.scratch import Scratch
 
+# More than the head of any answer with status 200 has: a name of 128 bytes, a date, two numbers, a media type.
+_HEAD_BYTES = 768
+
 
 class Unsent(NamedTuple):
     """An answer that the transport has not sent to its end; it has a copy of the rest."""
@@ -75,7 +78,9 @@ class AtOnce:
         if self._descriptor is None or terms.timeout_s is not None or self._core.spans is not None:
             return
         shortcut = terms.shortcuts.known
-        if isinstance(shortcut, one.Shortcut) and (known.repeat is None or known.repeat.shortcut is not shortcut):
+        if not isinstance(shortcut, one.Shortcut) or (known.repeat is not None and known.repeat.shortcut is shortcut):
+            return
+        if _HEAD_BYTES + len(shortcut.answer_prefix) <= start + shortcut.starts[-1]:
             known.repeat = Repeat(self._core, exchange, shortcut, self._scratch, start)
 
     # Calls that repeat another ----------------------------------------------------------------------------

@@ -28,11 +28,12 @@ from uvicorn.server import ServerState
 from service.answer import CALLER_GONE, Answer, problem
 from service.core import Core, late
 from service.device.buffers import ALIGNMENT, no_memory
-from service.errors import BadFraming, HeadersTooLarge, Overloaded, RequestTimeout, StequantError, UriTooLong
+from service.errors import BadFraming, Overloaded, RequestTimeout, StequantError
 from service.head import Head
 from service.job import Job, given_id
 from service.transport.answer_head import AnswerHeads
 from service.transport.at_once import AtOnce, Unsent
+from service.transport.bounds import announced_length, body_time_s, body_timeout, too_large
 from service.transport.cycle import DirectCycle
 from service.transport.haul import End, Haul, Ready
 from service.transport.hauls import HAULED_BYTES, Hauls
@@ -296,7 +297,7 @@ class _Http(HttpToolsProtocol):
                     return
                 repeat = known.repeat
                 if repeat is not None and repeat.fits(end, stop) and not self.is_last and self.at_once.may_answer(known):
-                    self.scratch_start = repeat.start - end + start
+                    self.scratch_start, self.scratch_stop = repeat.start - end + start, len(scratch.view)
                     self.scratch.move(end, stop, repeat.start)
                     self._answered_at_once(known, self.at_once.answer_again(known, repeat))
                     return
@@ -401,7 +402,7 @@ class _Http(HttpToolsProtocol):
         if self.phase is Phase.HEAD:
             self.fed_bytes += len(data)
             if self.fed_bytes > self.settings.max_header_bytes + self.settings.max_url_bytes:
-                self._refuse(self._too_large())
+                self._refuse(too_large(self.settings, self.url))
         self._switch_to_body()
 
     def _switch_to_body(self) -> None:
@@ -435,7 +436,7 @@ class _Http(HttpToolsProtocol):
         """A piece of the request target."""
         self.url += url
         if len(self.url) > self.settings.max_url_bytes:
-            raise self._too_large()
+            raise too_large(self.settings, self.url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
@@ -445,13 +446,7 @@ class _Http(HttpToolsProtocol):
         self.headers.append((name, value))
         self.head_bytes += len(name) + len(value)
         if len(self.headers) > self.settings.max_headers or self.head_bytes > self.settings.max_header_bytes:
-            raise self._too_large()
-
-    def _too_large(self) -> StequantError:
-        limits = self.settings
-        if len(self.url) > limits.max_url_bytes:
-            return UriTooLong(f"the URL has more than {limits.max_url_bytes} bytes")
-        return HeadersTooLarge(f"the headers have more than {limits.max_header_bytes} bytes or {limits.max_headers} lines")
+            raise too_large(self.settings, self.url)
 
     def on_headers_complete(self) -> None:
         """A head is complete: hot requests with an announced length stay here, others are uvicorn's."""
@@ -467,7 +462,7 @@ class _Http(HttpToolsProtocol):
             self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
         target, _, query = self.url.partition(b"?")
         path = self.core.urls.get(target)
-        length = _announced_length(self.headers) if path is not None and b"#" not in query else None
+        length = announced_length(self.headers) if path is not None and b"#" not in query else None
         if path is None or length is None:
             self._hand_to_uvicorn()
             return
@@ -544,18 +539,10 @@ class _Http(HttpToolsProtocol):
             self._work(cycle)
         else:
             # Reading was paused while it waited for its turn: its time begins now.
-            self.body_deadline = self.reaper.now + self._body_time_s(cycle)
+            self.body_deadline = self.reaper.now + body_time_s(self.settings, cycle.length, cycle.job)
             self._enter(Phase.BODY, self.settings.body_idle_timeout_s)
             if cycle.job.terms is not None:
                 cycle.look_bytes = self.core.first_look_bytes(cycle.job.terms, cycle.length)
-
-    def _body_time_s(self, cycle: DirectCycle) -> float:
-        """How long this body may take: in all, at the least rate, and until the call's own deadline."""
-        limits = self.settings
-        time_s: float = limits.body_timeout_s
-        if limits.min_body_bytes_per_s:
-            time_s = min(time_s, limits.body_idle_timeout_s + cycle.length / limits.min_body_bytes_per_s)
-        return time_s if cycle.job.deadline == math.inf else min(time_s, cycle.job.left_s())
 
     def _received(self, cycle: DirectCycle) -> None:
         """The whole body is there."""
@@ -820,18 +807,12 @@ class _Http(HttpToolsProtocol):
                 self._respond(cycle, late(cycle.job))
                 return
             self._cut("slow_body")
-            self._respond(cycle, problem(self._body_timeout(), cycle.head.path))
+            self._respond(cycle, problem(body_timeout(self.settings), cycle.head.path))
         elif cycle is not None and not cycle.response_complete:
             self._cut("slow_body")
-            self._refuse(self._body_timeout())
+            self._refuse(body_timeout(self.settings))
         else:
             self.transport.close()
-
-    def _body_timeout(self) -> RequestTimeout:
-        return RequestTimeout(
-            f"the body was not complete in time; allowed: pauses of {self.settings.body_idle_timeout_s:g} s, "
-            f"{self.settings.body_timeout_s:g} s in all, {self.settings.min_body_bytes_per_s} bytes a second on average"
-        )
 
 
 def _joined(head: bytes, answer: Answer) -> bytes | None:
@@ -842,14 +823,3 @@ def _joined(head: bytes, answer: Answer) -> bytes | None:
         return b"".join((head, *answer.pieces))
     except MemoryError:
         return None
-
-
-def _announced_length(headers: list[tuple[bytes, bytes]]) -> int | None:
-    """The length of the body, when `Content-Length` alone announces it."""
-    length = None
-    for name, value in headers:
-        if name == b"content-length":
-            length = int(value)
-        elif name == b"transfer-encoding":
-            return None
-    return length

@@ -14,7 +14,8 @@ from service.head import Head
 from service.transport.repeat import Repeat
 
 HEAD_END = b"\r\n\r\n"
-# A head of a usual client has 150 to 500 bytes; both bounds together keep the memory under a megabyte.
+# A head of a usual client has 150 to 500 bytes; both bounds together keep the memory under a megabyte. (What is learned of the
+# calls with a head has a bound of its own.)
 _MAX_HEAD_BYTES = 2048
 _MAX_HEADS = 256
 
