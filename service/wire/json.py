@@ -343,14 +343,22 @@ def _plain_text(tensor: WireTensor) -> str:
 
 
 def _lists_text(array: np.ndarray[Any, Any]) -> str:
-    """The elements in lists of this shape, some thousand at a time: other threads get their turn in between."""
+    """The elements in lists of this shape, some thousand at a time: other threads get their turn in between.
+
+    Within a portion nothing may release the interpreter, as NumPy does for longer arrays: a thread that waits asks for it
+    after 5 ms of waiting, and begins to wait again whenever it was free for a moment. (Seen: 250 ms.)
+    """
+    return _text_in_portions(_named(array))
+
+
+def _text_in_portions(array: np.ndarray[Any, Any]) -> str:
     if array.size <= _ELEMENTS_AT_ONCE:
-        return json.dumps(_lists(array), separators=_COMPACT, allow_nan=False)
+        return json.dumps(array.tolist(), separators=_COMPACT, allow_nan=False)
     entry_size = array.size // len(array)
     if entry_size > _ELEMENTS_AT_ONCE:
-        return f"[{','.join(map(_lists_text, array))}]"
+        return f"[{','.join(map(_text_in_portions, array))}]"
     step = _ELEMENTS_AT_ONCE // entry_size
-    return f"[{','.join(_lists_text(array[i : i + step])[1:-1] for i in range(0, len(array), step))}]"
+    return f"[{','.join(_text_in_portions(array[i : i + step])[1:-1] for i in range(0, len(array), step))}]"
 
 
 def array_of(tensor: WireTensor) -> np.ndarray[Any, Any]:
@@ -361,20 +369,20 @@ def array_of(tensor: WireTensor) -> np.ndarray[Any, Any]:
     return np.frombuffer(data, DESCR_OF[tensor.dtype.name])
 
 
-def _lists(array: np.ndarray[Any, Any]) -> Value:
-    """The elements in lists of this shape, as Python numbers, the non-finite ones as strings."""
-    if not np.isfinite(array).all():
-        elements = array.astype(object)
-        elements[np.isnan(array)] = "NaN"
-        elements[array == np.inf] = "Infinity"
-        elements[array == -np.inf] = "-Infinity"
-        array = elements
-    value: Value = array.tolist()
-    return value
+def _named(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The elements, or where some are not finite: as Python numbers, those as strings."""
+    if np.isfinite(array).all():
+        return array
+    elements = array.astype(object)
+    elements[np.isnan(array)] = "NaN"
+    elements[array == np.inf] = "Infinity"
+    elements[array == -np.inf] = "-Infinity"
+    return elements
 
 
 def _numbers_of(part: CompactPart) -> Value:
     if part.dtype in DTYPES:
-        return _lists(array_of(WireTensor(DTYPES[part.dtype], part.shape, part.data)))
+        values: Value = _named(array_of(WireTensor(DTYPES[part.dtype], part.shape, part.data))).tolist()
+        return values
     integers: Value = np.frombuffer(part.data, part.dtype).tolist()
     return integers
