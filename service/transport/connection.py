@@ -3,8 +3,9 @@ r"""A connection: uvicorn's HTTP protocol, with bodies of hot requests received 
 The loop asks a `BufferedProtocol` for memory before it receives. While headers are on their way it is
 given a scratch buffer, whose content goes to uvicorn's parser. Once the headers of a hot request
 announce a body of N bytes, it is given that body's own memory, and the parser never sees the body. The
-answer is written as memoryviews of the same memory. Chunked bodies and all other paths are uvicorn's. Where several
-large calls are in flight, threads do both (`haul`).
+answer is written as memoryviews of the same memory. Small calls that came whole are answered where they came in
+(`at_once`). Where several large calls are in flight, threads receive and send (`haul`). Chunked bodies and all other
+paths are uvicorn's.
 
     NEW -> HEAD -> BODY -> WORK -> LEAVING -> IDLE -> HEAD …      every phase but WORK and HAULED has a deadline
                     \-> HAULED -/        \-> LINGER -> closed
