@@ -29,7 +29,8 @@ def main(name: str, engine: str, runs: int, seconds: float, seed: int, found: Pa
 def _guided(name: str, runs: int, seconds: float, seed: int, found: Path, new: Path | None) -> int:
     import atheris
 
-    with atheris.instrument_imports(include=["service"]):
+    # What atheris puts around comparisons keeps the arrays that are compared, 10 KB for each execution: 2 GB after 140 000.
+    with atheris.instrument_imports(include=["service"], exclude=["service.wire.json_numbers"]):
         from fuzz_targets import TARGETS
     from fuzz_checks import MAX_INPUT_BYTES
 
