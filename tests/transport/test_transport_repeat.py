@@ -6,20 +6,24 @@ import asyncio
 import json
 import re
 import socket
-import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from http_app import running
 from http_bodies import MEDIA_TYPES, encode, npy
-from server_process import Answer, ServerProcess, Wire, get, post, serving
+from server_process import Answer, ServerProcess, Wire, eventually, get, post, serving
 from tls_server import TlsWire, authority, tls_serving
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from service.transport.answer_head import AnswerHeads
+from service.transport.at_once import AtOnce
 from service.transport.connection import Connection
 from service.transport.repeat import Repeat
+from service.transport.scratch import Scratch
 
 CHAIN = "op=clamp(0,1)|k_bit_quantize(4)"
 # The first call teaches the head, the second the body.
@@ -180,16 +184,48 @@ def test_a_call_does_not_overtake_an_answer_that_has_not_left(server: ServerProc
 
 
 def test_a_reader_who_begins_late_gets_every_answer(server: ServerProcess) -> None:
-    """More answers than the kernel holds: the rest of one stays with the transport while the next call comes."""
-    count = BORROWED_BYTES // 4 - 64
-    with Wire(server, receive_buffer_bytes=4096) as wire:
+    """More answers than the kernel holds: the rest of one stays with the transport, while others use the scratch buffer."""
+    count = 16_000
+
+    def in_flight() -> bool:
+        return server.metric("stequant_in_flight_bytes") > 0
+
+    with Wire(server, receive_buffer_bytes=4096) as wire, Wire(server) as other:
         taught(wire, post(npy(values(count)), CHAIN))
-        xs = [values(count, turn) for turn in range(24)]
-        sender = threading.Thread(target=lambda: [wire.send(post(npy(x), CHAIN)) for x in xs])
-        sender.start()
-        for x in xs:
+        sent = []
+        has_left = True
+        while has_left:  # one at a time: calls that come together go the long way
+            before = repeats(server)
+            sent.append(values(count, len(sent)))
+            wire.send(post(npy(sent[-1]), CHAIN))
+            eventually(lambda before=before: repeats(server) > before or in_flight(), "the call has come")  # type: ignore[misc]
+            has_left = repeats(server) > before
+            assert len(sent) < 500
+        for _ in range(3):
+            assert other.ask(post(npy(values(BORROWED_BYTES // 4 - 64)), "op=ceil")).status == 200
+        for x in sent:
             assert wire.read().body == quantized(x)
-        sender.join()
+
+
+def test_nothing_is_written_past_what_the_transport_has_not_sent_nor_to_a_connection_that_has_gone() -> None:
+    class Transport(asyncio.Transport):
+        unsent_bytes = 0
+
+        def get_write_buffer_size(self) -> int:
+            return self.unsent_bytes
+
+    with socket.socket() as sock:
+        transport = Transport({"socket": sock})
+        core: Any = SimpleNamespace(passes=lambda _: True)
+        known: Any = SimpleNamespace(length=10)
+        at_once = AtOnce(core, Scratch(), AnswerHeads(ServerState()))
+        at_once.begin(transport)
+        assert at_once.may_answer(known)
+        transport.unsent_bytes = 1
+        assert not at_once.may_answer(known)
+        transport.unsent_bytes = 0
+        at_once.end()
+        assert not at_once.may_answer(known)
 
 
 def test_a_caller_who_leaves_harms_no_other(server: ServerProcess) -> None:
@@ -239,8 +275,6 @@ def test_limits_hold_for_repeated_calls() -> None:
 
 def test_a_key_that_was_taken_back_opens_no_more(tmp_path_factory: pytest.TempPathFactory) -> None:
     import signal
-
-    from server_process import eventually
 
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("old-key-0123456789abcdef\n")
